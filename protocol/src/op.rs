@@ -1,0 +1,208 @@
+//! Requests.
+
+use bincode::{Decode, Encode};
+
+use crate::attr::{Credentials, Handle, Lock, Node, OpenFlags, SetAttr};
+use crate::name::Name;
+
+/// The header of a request frame.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Request {
+    /// Chosen by the client; the reply carries it. Unique among the requests in flight.
+    pub id: u64,
+    /// For requests that change something ([`Op::needs_slot`]); otherwise ignored.
+    pub slot: Slot,
+    /// What is asked.
+    pub op: Op,
+}
+
+/// A place in the session's reply cache (the model is RFC 8881, 2.10.6.1). Sequence numbers of a slot start at 1 and rise by
+/// one; a request with the number of the last one is answered from the cache and not run again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Encode, Decode)]
+pub struct Slot {
+    /// 0 to the session's number of slots less one.
+    pub index: u16,
+    /// Number of the request in this slot; 0: no slot.
+    pub sequence: u64,
+}
+
+/// An operation. "Data" is the frame's raw part.
+#[expect(missing_docs, reason = "the members are described with their variant")]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Op {
+    /// Find `name` in `parent`. Reply: `Entry`.
+    Lookup { parent: Node, name: Name },
+    /// Find a node again by path (after a restart of the gateway). Data: components separated by `/`, possibly none (the
+    /// grant's root). Stale unless the inode number is `ino`. Reply: `Entry`.
+    Resolve { grant: u16, ino: u64 },
+    /// The client no longer knows these nodes. Data: a list of [`Node`]. Reply: none.
+    Forget,
+    /// Attributes. Reply: `Attr`.
+    Getattr { node: Node, handle: Option<Handle> },
+    /// Change attributes. Reply: `Attr`.
+    Setattr { node: Node, handle: Option<Handle>, set: SetAttr, by: Credentials },
+    /// The target of a symlink. Reply: `Data`.
+    Readlink { node: Node },
+    /// Open a file. Reply: `Opened`.
+    Open { node: Node, flags: OpenFlags },
+    /// Open a directory for reading. Reply: `Opened`.
+    Opendir { node: Node },
+    /// Create and open a file; opens an existing one unless `flags.exclusive`. Reply: `Created`.
+    Create { parent: Node, name: Name, mode: u32, flags: OpenFlags, by: Credentials },
+    /// Read at most `length` bytes. Reply: `Data`; shorter only at the end of the file.
+    Read { handle: Handle, offset: u64, length: u32 },
+    /// Write the data. Reply: `Written`.
+    Write { handle: Handle, offset: u64 },
+    /// The file descriptor is closed: release the POSIX locks of `lock_owner`, tell errors. Reply: `Done`.
+    Flush { handle: Handle, lock_owner: u64 },
+    /// Bring the file or directory to stable storage. Reply: `Done`.
+    Fsync { handle: Handle, data_only: bool },
+    /// Close a handle; also release the locks of `lock_owner` if there is one. Reply: `Done`.
+    Release { handle: Handle, lock_owner: Option<u64> },
+    /// Open a file again after the gateway restarted; never truncates. `created` claims the rights of the handle that
+    /// created the file, which the gateway checks against its record. Reply: `Opened`.
+    Reopen { node: Node, flags: OpenFlags, created: bool, directory: bool },
+    /// Entries from `cookie` on (0: from the start), as many as fit in `max_bytes`, in the form of
+    /// [`crate::readdir`]; with attributes (and nodes made known) if `plus`. Reply: `Data`; empty at the end.
+    Readdir { handle: Handle, cookie: u64, max_bytes: u32, plus: bool },
+    /// Make a directory. Reply: `Entry`.
+    Mkdir { parent: Node, name: Name, mode: u32, by: Credentials },
+    /// Make a file, fifo, socket or device node; type in `mode`. Reply: `Entry`.
+    Mknod { parent: Node, name: Name, mode: u32, rdev: u32, by: Credentials },
+    /// Make a symlink. Data: the target. Reply: `Entry`.
+    Symlink { parent: Node, name: Name, by: Credentials },
+    /// Make another name for a file. Reply: `Entry`.
+    Link { node: Node, parent: Node, name: Name },
+    /// Remove a name of anything but a directory. Reply: `Done`.
+    Unlink { parent: Node, name: Name },
+    /// Remove an empty directory. Reply: `Done`.
+    Rmdir { parent: Node, name: Name },
+    /// Rename (renameat2(2)). Reply: `Done`.
+    Rename { parent: Node, name: Name, new_parent: Node, new_name: Name, mode: RenameMode },
+    /// fallocate(2); `mode` as there. Reply: `Done`.
+    Fallocate { handle: Handle, mode: u32, offset: u64, length: u64 },
+    /// The next data or hole (lseek(2) SEEK_DATA, SEEK_HOLE). Reply: `Offset`.
+    Seek { handle: Handle, offset: u64, hole: bool },
+    /// copy_file_range(2). Reply: `Written`.
+    CopyRange { from: Handle, from_offset: u64, to: Handle, to_offset: u64, length: u64 },
+    /// Space and files, of the grant's quota where there is one. Reply: `Statfs`.
+    Statfs { node: Node },
+    /// A user extended attribute. Data: its name. Reply: `Data`.
+    Getxattr { node: Node },
+    /// The names of user extended attributes, each ended by NUL. Reply: `Data`.
+    Listxattr { node: Node },
+    /// Set a user extended attribute. Data: its name (`name_length` bytes), then the value. `flags` as in setxattr(2).
+    /// Reply: `Done`.
+    Setxattr { node: Node, name_length: u16, flags: u32 },
+    /// Remove a user extended attribute. Data: its name. Reply: `Done`.
+    Removexattr { node: Node },
+    /// The first lock that stands against this one (F_GETLK). Reply: `Locked`.
+    GetLock { handle: Handle, lock: Lock },
+    /// Set or release a lock; with `wait`, answered when it is had or [`Op::CancelLock`] names the request. With
+    /// `reclaim`, it was had before the gateway restarted. Reply: `Done`.
+    SetLock { handle: Handle, lock: Lock, wait: bool, reclaim: bool },
+    /// End the waiting of a [`Op::SetLock`]. Reply to this: `Done`; to the other: `EINTR`.
+    CancelLock { request: u64 },
+    /// Nothing; shows that the session lives. Reply: `Done`.
+    Ping,
+    /// The client ends for good: the session is closed at once. Reply: `Done`.
+    Bye,
+}
+
+/// What becomes of an existing target of a rename.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum RenameMode {
+    /// It is replaced.
+    Replace,
+    /// The rename fails (RENAME_NOREPLACE).
+    NoReplace,
+    /// The two are exchanged (RENAME_EXCHANGE).
+    Exchange,
+}
+
+impl Op {
+    /// Whether the request must run once only, so that it needs a slot of the reply cache.
+    pub fn needs_slot(&self) -> bool {
+        match self {
+            Op::Setattr { .. }
+            | Op::Open { .. }
+            | Op::Opendir { .. }
+            | Op::Create { .. }
+            | Op::Write { .. }
+            | Op::Release { .. }
+            | Op::Mkdir { .. }
+            | Op::Mknod { .. }
+            | Op::Symlink { .. }
+            | Op::Link { .. }
+            | Op::Unlink { .. }
+            | Op::Rmdir { .. }
+            | Op::Rename { .. }
+            | Op::Fallocate { .. }
+            | Op::CopyRange { .. }
+            | Op::Setxattr { .. }
+            | Op::Removexattr { .. } => true,
+            Op::Lookup { .. }
+            | Op::Resolve { .. }
+            | Op::Forget
+            | Op::Getattr { .. }
+            | Op::Readlink { .. }
+            | Op::Read { .. }
+            | Op::Flush { .. }
+            | Op::Fsync { .. }
+            | Op::Reopen { .. }
+            | Op::Readdir { .. }
+            | Op::Seek { .. }
+            | Op::Statfs { .. }
+            | Op::Getxattr { .. }
+            | Op::Listxattr { .. }
+            // Setting the same lock again changes nothing, and a waiting request must not hold a slot.
+            | Op::GetLock { .. }
+            | Op::SetLock { .. }
+            | Op::CancelLock { .. }
+            | Op::Ping
+            | Op::Bye => false,
+        }
+    }
+
+    /// The name of the operation in audit lines and messages.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::Lookup { .. } => "lookup",
+            Op::Resolve { .. } => "resolve",
+            Op::Forget => "forget",
+            Op::Getattr { .. } => "getattr",
+            Op::Setattr { .. } => "setattr",
+            Op::Readlink { .. } => "readlink",
+            Op::Open { .. } => "open",
+            Op::Opendir { .. } => "opendir",
+            Op::Create { .. } => "create",
+            Op::Read { .. } => "read",
+            Op::Write { .. } => "write",
+            Op::Flush { .. } => "flush",
+            Op::Fsync { .. } => "fsync",
+            Op::Release { .. } => "release",
+            Op::Reopen { .. } => "reopen",
+            Op::Readdir { .. } => "readdir",
+            Op::Mkdir { .. } => "mkdir",
+            Op::Mknod { .. } => "mknod",
+            Op::Symlink { .. } => "symlink",
+            Op::Link { .. } => "link",
+            Op::Unlink { .. } => "unlink",
+            Op::Rmdir { .. } => "rmdir",
+            Op::Rename { .. } => "rename",
+            Op::Fallocate { .. } => "fallocate",
+            Op::Seek { .. } => "seek",
+            Op::CopyRange { .. } => "copy-range",
+            Op::Statfs { .. } => "statfs",
+            Op::Getxattr { .. } => "getxattr",
+            Op::Listxattr { .. } => "listxattr",
+            Op::Setxattr { .. } => "setxattr",
+            Op::Removexattr { .. } => "removexattr",
+            Op::GetLock { .. } => "getlock",
+            Op::SetLock { .. } => "setlock",
+            Op::CancelLock { .. } => "cancel-lock",
+            Op::Ping => "ping",
+            Op::Bye => "bye",
+        }
+    }
+}
