@@ -13,7 +13,7 @@ use ring::digest::{Context, SHA256};
 use ring::rand::{SecureRandom, SystemRandom};
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 
-use crate::id::{GatewayId, KeyId};
+use crate::id::{GatewayId, KeyId, PolicyDigest};
 
 /// The fixed start of an Ed25519 SubjectPublicKeyInfo (RFC 8410); the 32 bytes of the key follow.
 const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
@@ -89,6 +89,13 @@ pub(crate) fn digest(tag: &[u8], bytes: &[u8]) -> [u8; 32] {
     let mut out = [0; 32];
     out.copy_from_slice(context.finish().as_ref());
     out
+}
+
+impl PolicyDigest {
+    /// The digest of a policy file: plain SHA-256 of its text, so that `sha256sum` gives the same digits.
+    pub fn of(text: &str) -> PolicyDigest {
+        PolicyDigest::from_bytes(digest(b"", text.as_bytes()))
+    }
 }
 
 /// Fills an array from the system's random source.
