@@ -1,0 +1,434 @@
+//! The two halves of an established connection.
+//!
+//! One mutex guards the TLS state; it is held to encrypt or decrypt a slice, never across a system call. A second one
+//! orders senders, from encryption to the write of the bytes. INVARIANT: the send lock is taken before the TLS lock.
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use strongroom_contracts::PublicKey;
+use strongroom_protocol::frame::{Lengths, MAX_DATA, MAX_HEADER, PREFIX};
+
+use crate::error::ChannelError;
+use crate::socket::Socket;
+use crate::tls::{Outgoing, Step, Tls};
+
+/// Plaintext encrypted at a time: the receiver's turn at the TLS state comes in between, and the bytes leave sooner.
+const SLICE: usize = 128 * 1024;
+/// Ciphertext read from the socket at a time. A multiple of a full record, so that large reads end on a border.
+const READ: usize = 16 * 16_406;
+
+/// An established connection, in its parts.
+pub struct Channel {
+    /// For sending, by any number of threads.
+    pub sender: Sender,
+    /// For receiving, by one thread.
+    pub receiver: Receiver,
+    /// For ending it from anywhere.
+    pub closer: Closer,
+    /// The key that the peer has proven.
+    pub peer: PublicKey,
+    /// The protocol agreed upon.
+    pub alpn: Vec<u8>,
+    /// The peer's address; `None` over a Unix socket.
+    pub peer_addr: Option<SocketAddr>,
+}
+
+impl Channel {
+    pub(crate) fn new(
+        tls: Tls,
+        socket: Socket,
+        received: Vec<u8>,
+        peer: PublicKey,
+        alpn: Vec<u8>,
+    ) -> Channel {
+        let peer_addr = socket.peer_addr();
+        let shared = Arc::new(Shared {
+            socket,
+            tls: Mutex::new(Encryption { tls, control: vec![], failed: false }),
+            send: Mutex::new(Outgoing::default()),
+        });
+        let mut buffer = vec![0; READ.max(received.len())];
+        buffer[..received.len()].copy_from_slice(&received);
+        Channel {
+            sender: Sender { shared: shared.clone() },
+            receiver: Receiver {
+                shared: shared.clone(),
+                buffer,
+                start: 0,
+                end: received.len(),
+                carry: vec![],
+                carried: 0,
+                progress: Progress::default(),
+            },
+            closer: Closer { shared },
+            peer,
+            alpn,
+            peer_addr,
+        }
+    }
+}
+
+struct Shared {
+    socket: Socket,
+    tls: Mutex<Encryption>,
+    send: Mutex<Outgoing>,
+}
+
+struct Encryption {
+    tls: Tls,
+    /// Records that the TLS state wants sent (key updates, alerts), in the order in which it made them.
+    control: Vec<u8>,
+    /// The TLS state has reported an error, after which it must not be used.
+    failed: bool,
+}
+
+/// A panic while a lock is held leaves TLS state that errors out by itself; the lock is no reason to panic again.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    fn write(&self, out: &mut Outgoing) -> Result<(), ChannelError> {
+        let written =
+            (&self.socket).write_all(out.bytes()).map_err(|error| ChannelError::io("cannot send", error));
+        out.clear();
+        if written.is_err() {
+            // Part of a record may be out: nothing can follow it.
+            self.socket.shutdown();
+        }
+        written
+    }
+
+    fn flush_control(&self) -> Result<(), ChannelError> {
+        let mut out = lock(&self.send);
+        let control = std::mem::take(&mut lock(&self.tls).control);
+        out.append(&control);
+        self.write(&mut out)
+    }
+}
+
+/// The sending half.
+#[derive(Clone)]
+pub struct Sender {
+    shared: Arc<Shared>,
+}
+
+impl Sender {
+    /// Sends one frame; returns when the kernel has taken all of it.
+    ///
+    /// # Errors
+    /// [`ChannelError`]; the connection is of no more use, except after [`ChannelError::TooLong`].
+    pub fn send(&self, header: &[u8], data: &[u8]) -> Result<(), ChannelError> {
+        self.send_all(&[(header, data)])
+    }
+
+    /// Sends several frames in as few records and writes as possible.
+    ///
+    /// # Errors
+    /// As [`Sender::send`].
+    pub fn send_all(&self, frames: &[(&[u8], &[u8])]) -> Result<(), ChannelError> {
+        for (header, data) in frames {
+            if !(1..=MAX_HEADER).contains(&header.len()) || data.len() > MAX_DATA {
+                return Err(ChannelError::TooLong { header: header.len(), data: data.len() });
+            }
+        }
+        let mut out = lock(&self.shared.send);
+        let mut plain = Vec::with_capacity(512);
+        for (header, data) in frames {
+            plain.extend_from_slice(&Lengths { header: header.len(), data: data.len() }.prefix());
+            plain.extend_from_slice(header);
+            // Small data go into the same record; large ones are encrypted from where they are.
+            let (joined, rest) = data.split_at(data.len().min(SLICE / 8));
+            plain.extend_from_slice(joined);
+            if !rest.is_empty() || plain.len() >= SLICE {
+                self.encrypt(&plain, &mut out)?;
+                plain.clear();
+                for slice in rest.chunks(SLICE) {
+                    self.shared.write(&mut out)?;
+                    self.encrypt(slice, &mut out)?;
+                }
+            }
+        }
+        if !plain.is_empty() {
+            self.encrypt(&plain, &mut out)?;
+        }
+        self.shared.write(&mut out)
+    }
+
+    fn encrypt(&self, plain: &[u8], out: &mut Outgoing) -> Result<(), ChannelError> {
+        let mut encryption = lock(&self.shared.tls);
+        if encryption.failed {
+            return Err(ChannelError::Closed);
+        }
+        let control = std::mem::take(&mut encryption.control);
+        out.append(&control);
+        encryption.tls.encrypt(plain, out).inspect_err(|_| encryption.failed = true)
+    }
+
+    /// Bounds how long a send may be stuck; `None`: not at all.
+    ///
+    /// # Errors
+    /// [`ChannelError::Io`] if the socket refuses.
+    pub fn set_timeout(&self, timeout: Option<Duration>) -> Result<(), ChannelError> {
+        self.shared
+            .socket
+            .set_write_timeout(timeout)
+            .map_err(|error| ChannelError::io("cannot set a time-out", error))
+    }
+}
+
+/// Ends a connection from anywhere.
+#[derive(Clone)]
+pub struct Closer {
+    shared: Arc<Shared>,
+}
+
+impl Closer {
+    /// Ends it at once: sends and receives that are blocked return with [`ChannelError::Closed`] or an I/O error.
+    pub fn close(&self) {
+        self.shared.socket.shutdown();
+    }
+}
+
+/// A received frame; its buffers are used again.
+#[derive(Default)]
+pub struct Frame {
+    header: Vec<u8>,
+    data: Vec<u8>,
+}
+
+impl Frame {
+    /// An empty frame.
+    pub fn new() -> Frame {
+        Frame::default()
+    }
+
+    /// The header's bytes.
+    pub fn header(&self) -> &[u8] {
+        &self.header
+    }
+
+    /// The data.
+    pub fn data(&self) -> &[u8] {
+        &self.data
+    }
+
+    /// Takes the data out; the next frame gets a new buffer.
+    pub fn take_data(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.data)
+    }
+
+    /// Gives a buffer for the data of the next frame.
+    pub fn give_data(&mut self, buffer: Vec<u8>) {
+        self.data = buffer;
+    }
+}
+
+/// How far the frame is that is being received.
+#[derive(Default)]
+struct Progress {
+    prefix: [u8; PREFIX],
+    prefix_filled: usize,
+    lengths: Option<Lengths>,
+}
+
+impl Progress {
+    /// Takes what belongs to the frame from `bytes`; returns how much that was, and whether the frame is complete.
+    fn feed(&mut self, mut bytes: &[u8], frame: &mut Frame) -> Result<(usize, bool), ChannelError> {
+        let offered = bytes.len();
+        let lengths = match self.lengths {
+            Some(lengths) => lengths,
+            None => {
+                let (now, rest) = bytes.split_at(bytes.len().min(PREFIX - self.prefix_filled));
+                self.prefix[self.prefix_filled..][..now.len()].copy_from_slice(now);
+                self.prefix_filled += now.len();
+                bytes = rest;
+                if self.prefix_filled < PREFIX {
+                    return Ok((offered, false));
+                }
+                let lengths = Lengths::parse(self.prefix)?;
+                frame.header.clear();
+                frame.data.clear();
+                *self.lengths.insert(lengths)
+            }
+        };
+        for (buffer, length) in [(&mut frame.header, lengths.header), (&mut frame.data, lengths.data)] {
+            let (now, rest) = bytes.split_at(bytes.len().min(length - buffer.len()));
+            // Memory grows with what has come, not with what was announced.
+            buffer.extend_from_slice(now);
+            bytes = rest;
+        }
+        let complete = frame.header.len() == lengths.header && frame.data.len() == lengths.data;
+        if complete {
+            *self = Progress::default();
+        }
+        Ok((offered - bytes.len(), complete))
+    }
+}
+
+/// The receiving half.
+pub struct Receiver {
+    shared: Arc<Shared>,
+    /// Ciphertext; what counts lies between `start` and `end`.
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+    /// Plaintext after the last frame; what counts begins at `carried`.
+    carry: Vec<u8>,
+    carried: usize,
+    progress: Progress,
+}
+
+impl Receiver {
+    /// Receives the next frame; `false` at the end of the connection between two frames.
+    ///
+    /// # Errors
+    /// [`ChannelError::TimedOut`] leaves the connection usable: call again with the same `frame`. After any other error
+    /// it is of no more use.
+    pub fn recv(&mut self, frame: &mut Frame) -> Result<bool, ChannelError> {
+        if self.carried < self.carry.len() {
+            let (used, complete) = self.progress.feed(&self.carry[self.carried..], frame)?;
+            self.carried += used;
+            if complete {
+                return Ok(true);
+            }
+        }
+        self.carry.clear();
+        self.carried = 0;
+        loop {
+            match self.decrypt(frame)? {
+                Decrypted::Frame => return Ok(true),
+                Decrypted::Closed => return self.ended(),
+                Decrypted::More => {}
+            }
+            if !self.fill()? {
+                return self.ended();
+            }
+        }
+    }
+
+    /// Whether a part of a frame has come, and the rest has not.
+    pub fn mid_frame(&self) -> bool {
+        self.progress.prefix_filled > 0 || self.start < self.end
+    }
+
+    /// Whether a further frame, or a part of one, has already been received and waits here.
+    pub fn has_buffered(&self) -> bool {
+        self.carried < self.carry.len() || self.start < self.end
+    }
+
+    /// Bounds how long a receive waits for bytes; `None`: not at all.
+    ///
+    /// # Errors
+    /// [`ChannelError::Io`] if the socket refuses.
+    pub fn set_timeout(&self, timeout: Option<Duration>) -> Result<(), ChannelError> {
+        self.shared
+            .socket
+            .set_read_timeout(timeout)
+            .map_err(|error| ChannelError::io("cannot set a time-out", error))
+    }
+
+    fn ended(&self) -> Result<bool, ChannelError> {
+        if self.progress.prefix_filled == 0 { Ok(false) } else { Err(ChannelError::Closed) }
+    }
+
+    fn fill(&mut self) -> Result<bool, ChannelError> {
+        if self.start > 0 {
+            self.buffer.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+        if self.end == self.buffer.len() {
+            // A buffer full of bytes that make no record: more than a record can have.
+            return Err(ChannelError::Closed);
+        }
+        loop {
+            match (&self.shared.socket).read(&mut self.buffer[self.end..]) {
+                Ok(count) => {
+                    self.end += count;
+                    return Ok(count > 0);
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(false),
+                Err(error) => return Err(ChannelError::io("cannot receive", error)),
+            }
+        }
+    }
+
+    /// Decrypts what is there, up to the end of the frame.
+    fn decrypt(&mut self, frame: &mut Frame) -> Result<Decrypted, ChannelError> {
+        let mut encryption = lock(&self.shared.tls);
+        let Encryption { tls, control, failed } = &mut *encryption;
+        let mut sink =
+            Sink { progress: &mut self.progress, frame, carry: &mut self.carry, complete: Ok(false) };
+        let decrypted = loop {
+            let incoming = &mut self.buffer[self.start..self.end];
+            let (used, step) = tls.receive(incoming, &mut |bytes| sink.take(bytes), control);
+            self.start += used;
+            let step = step.inspect_err(|_| *failed = true)?;
+            if std::mem::replace(&mut sink.complete, Ok(false))? {
+                break Decrypted::Frame;
+            }
+            match step {
+                Step::Again => {}
+                Step::Established | Step::Handshaking => {
+                    // What is left is a part of a record. A whole one would be a part of a handshake message, which
+                    // no client of ours sends, and whose position the TLS state counts in this buffer.
+                    if holds_record(&self.buffer[self.start..self.end]) {
+                        *failed = true;
+                        return Err(ChannelError::Closed);
+                    }
+                    break Decrypted::More;
+                }
+                Step::Closed => break Decrypted::Closed,
+            }
+        };
+        let answer_needed = !control.is_empty();
+        drop(encryption);
+        if answer_needed {
+            self.shared.flush_control()?;
+        }
+        Ok(decrypted)
+    }
+}
+
+/// Whether `bytes` begin with a whole record: type 1, version 2, length 2 (RFC 8446, 5.1).
+fn holds_record(bytes: &[u8]) -> bool {
+    matches!(bytes, [_, _, _, high, low, rest @ ..] if rest.len() >= usize::from(u16::from_be_bytes([*high, *low])))
+}
+
+/// Takes plaintext: first what belongs to the frame, then the rest.
+struct Sink<'a> {
+    progress: &'a mut Progress,
+    frame: &'a mut Frame,
+    carry: &'a mut Vec<u8>,
+    complete: Result<bool, ChannelError>,
+}
+
+impl Sink<'_> {
+    fn take(&mut self, bytes: &[u8]) {
+        let used = match self.complete {
+            Ok(false) => match self.progress.feed(bytes, self.frame) {
+                Ok((used, complete)) => {
+                    self.complete = Ok(complete);
+                    used
+                }
+                Err(error) => {
+                    self.complete = Err(error);
+                    0
+                }
+            },
+            _ => 0,
+        };
+        self.carry.extend_from_slice(&bytes[used..]);
+    }
+}
+
+enum Decrypted {
+    Frame,
+    More,
+    Closed,
+}
