@@ -2,6 +2,7 @@
 
 mod grant;
 mod settings;
+mod syntax;
 mod table;
 
 use std::ops::Range;
@@ -74,8 +75,16 @@ fn read_text(errors: &mut Errors<'_>) -> (Option<Policy>, Option<Claim>) {
     let document = match Document::parse(&*source.text) {
         Ok(document) => document,
         Err(error) => {
-            let message = format!("not TOML: {}", error.message());
-            errors.push(errors.at(error.span().unwrap_or(0..0), message));
+            let mut found = syntax::mistakes(&source.text);
+            // What is right by syntax and wrong all the same: a key that is there twice, a date of the 32nd.
+            let span = error.span().unwrap_or(0..0);
+            let line = |span: &Range<usize>| source.place(span).line;
+            if !found.iter().any(|(other, _)| line(other) == line(&span)) {
+                found.push((span, error.message().to_owned()));
+            }
+            for (span, message) in found {
+                errors.push(errors.at(span, format!("not TOML: {message}")));
+            }
             return (None, claim_by_line(source));
         }
     };
@@ -115,11 +124,12 @@ fn read_top(errors: &mut Errors<'_>, root: &dyn TableLike) -> (Option<Policy>, O
         }
     });
     let guest = settings::guest(errors, &top);
-    let lifetime = top.parsed(errors, "lifetime", settings::lifetime);
+    let lifetime = top.parsed(errors, "lifetime", "8h", settings::lifetime);
     let until_secs = settings::until(errors, &top);
     let networks = settings::networks(errors, &top);
-    let audit =
-        top.parsed(errors, "audit", settings::audit).unwrap_or(Setting::default_of(Default::default()));
+    let audit = top
+        .parsed(errors, "audit", "strict", settings::audit)
+        .unwrap_or(Setting::default_of(Default::default()));
     let (limits, limit_places) = settings::limits(errors, &top);
     let recovery = settings::recovery(errors, &top);
     let grants = grant::grants(errors, &top);

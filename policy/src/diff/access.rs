@@ -51,7 +51,7 @@ fn rights(
         [(Verb::Gains, Direction::Wider, old, new), (Verb::Loses, Direction::Narrower, new, old)]
     {
         let differ = |path: &DataPath| rights_at(after, path).without(rights_at(before, path));
-        let differ_above = |path: &DataPath| points.parent(path).map_or(Rights::NONE, |above| differ(above));
+        let differ_above = |path: &DataPath| points.parent(path).map_or(Rights::NONE, differ);
         for point in &points.0 {
             // Rights whose difference begins here; grouped by where it ends again further down.
             let begins = differ(point).without(differ_above(point));
@@ -112,7 +112,8 @@ fn limits(
 ) {
     let sides = Sides { base, points, old, new };
     type Read = fn(&PolicyGrant) -> Option<u64>;
-    let counted: [(&'static str, Read, fn(u64) -> String); 2] = [
+    type Show = fn(u64) -> String;
+    let counted: [(&'static str, Read, Show); 2] = [
         ("quota", |one| one.grant.quota_bytes, show_size),
         ("files", |one| one.grant.quota_files, |files| files.to_string()),
     ];

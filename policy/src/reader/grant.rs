@@ -96,9 +96,10 @@ fn grant(errors: &mut Errors<'_>, table: &Table<'_>) -> (Option<PolicyGrant>, Lo
     let quota_bytes = size(errors, table, "quota");
     let max_file_bytes = size(errors, table, "max-file");
     let quota_files = count(errors, table, "files");
-    let undo_secs = table.parsed(errors, "undo", parse_duration).map_or(0, |undo| undo.value);
-    let ownership =
-        table.parsed(errors, "ownership", ownership).unwrap_or(Setting::default_of(Ownership::Single));
+    let undo_secs = table.parsed(errors, "undo", "7d", parse_duration).map_or(0, |undo| undo.value);
+    let ownership = table
+        .parsed(errors, "ownership", "preserve", ownership)
+        .unwrap_or(Setting::default_of(Ownership::Single));
     let key_places =
         KEYS.iter().filter(|key| table.has(key)).map(|key| (*key, table.place(errors, key))).collect();
     let grant = (|| {
@@ -172,7 +173,8 @@ fn rights(errors: &mut Errors<'_>, table: &Table<'_>) -> Option<ReadRights> {
             }
         }
     }
-    if places.is_empty() && good {
+    let no_word = texts.iter().all(|text| words_of(&text.value).next().is_none());
+    if no_word && (!texts.is_empty() || table.is_empty_array("rights")) {
         let error = errors.at(table.value_span("rights"), "a grant without rights grants nothing");
         errors.push(error.help("write for instance `rights = \"read-only\"`"));
     }

@@ -122,7 +122,7 @@ pub(super) fn networks(errors: &mut Errors<'_>, top: &Table<'_>) -> Option<Setti
         }
     }
     let span = top.value_span("networks");
-    if count == 0 {
+    if top.is_empty_array("networks") {
         let error = errors.at(span.clone(), "an empty list of networks allows no address");
         errors.push(error.help("remove the key to allow any address"));
     }
@@ -142,13 +142,14 @@ pub(super) fn limits(
         return (SessionLimits::default(), places);
     };
     table.check_keys(errors, &LIMIT_KEYS, |_| None);
-    let mut rate = |key: &'static str, parse: fn(&str) -> Result<u64, UnitError>| {
-        let rate = table.parsed(errors, key, |text| not_zero(parse(text)?))?;
+    let mut rate = |key: &'static str, example: &str, parse: fn(&str) -> Result<u64, UnitError>| {
+        let rate = table.parsed(errors, key, example, |text| not_zero(parse(text)?))?;
         places.extend(rate.place.map(|place| (key, place)));
         Some(rate.value)
     };
-    let (read_rate, write_rate) = (rate("read-rate", parse_byte_rate), rate("write-rate", parse_byte_rate));
-    let op_rate = rate("op-rate", parse_count_rate);
+    let (read_rate, write_rate) =
+        (rate("read-rate", "50 MiB/s", parse_byte_rate), rate("write-rate", "50 MiB/s", parse_byte_rate));
+    let op_rate = rate("op-rate", "1000/s", parse_count_rate);
     let mut count = |key: &'static str| {
         let value = table.item(key)?;
         let number = value.as_integer().and_then(|number| u32::try_from(number).ok());

@@ -55,6 +55,11 @@ impl<'a> Table<'a> {
         self.items.get(key)
     }
 
+    /// Whether a key holds an empty array, as opposed to one of which nothing is of use.
+    pub(super) fn is_empty_array(&self, key: &str) -> bool {
+        self.item(key).and_then(Item::as_array).is_some_and(toml_edit::Array::is_empty)
+    }
+
     /// Where the key itself stands, which is where messages about its table or value point by line.
     pub(super) fn key_span(&self, key: &str) -> Range<usize> {
         let key = self.items.key(key).and_then(|key| key.span());
@@ -103,9 +108,10 @@ impl<'a> Table<'a> {
         &self,
         errors: &mut Errors<'_>,
         key: &'static str,
+        example: &str,
         parse: impl Fn(&str) -> Result<T, UnitError>,
     ) -> Option<Setting<T>> {
-        let text = self.string(errors, key, "a string with its unit or word")?;
+        let text = self.string(errors, key, &format!("a string such as \"{example}\""))?;
         match parse(&text.value) {
             Ok(value) => Some(Setting { value, place: Some(self.place(errors, key)) }),
             Err(error) => {
@@ -115,7 +121,7 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// The strings of a key that holds a string or an array of them.
+    /// The strings of a key that holds a string or an array of them; what is no string is reported and left out.
     pub(super) fn strings(&self, errors: &mut Errors<'_>, key: &str, wanted: &str) -> Option<Vec<Text>> {
         let Item::Value(Value::Array(array)) = self.item(key)? else {
             return self.string(errors, key, wanted).map(|text| vec![text]);
