@@ -1,0 +1,233 @@
+//! A client of the gateway's admin door: one request, one answer, in turn, over an authenticated channel.
+
+use std::time::Duration;
+
+use strongroom_channel::{Channel, ChannelError, ClientTls, Frame, Peer};
+use strongroom_contracts::{
+    Application, Chain, PublicKey, SecretKey, SignedReceipt, SignedRevocation, codec,
+};
+use strongroom_protocol::ALPN_ADMIN;
+use strongroom_protocol::admin::{
+    AdminAnswer, AdminFailure, AdminRequest, ContractInfo, SessionInfo, Status,
+};
+use strongroom_protocol::codec::{decode_header, decode_list, encode_header};
+
+pub use strongroom_channel::Address;
+
+/// What went wrong at the admin door.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    /// Nobody answered, somebody else did, or the connection broke.
+    #[error("the gateway at {address} cannot be reached: {source}")]
+    Unreachable {
+        /// Where it should be.
+        address: Address,
+        /// What happened.
+        source: ChannelError,
+    },
+    /// The connection was made and ended without an answer: the door does not know our key.
+    #[error("the gateway at {address} closed the connection without an answer")]
+    NotAnswered {
+        /// Where.
+        address: Address,
+    },
+    /// The gateway refused.
+    #[error("the gateway refused: {0}")]
+    Refused(String),
+    /// The gateway does not know it.
+    #[error("the gateway says: {0}")]
+    NotFound(String),
+    /// The gateway could not.
+    #[error("the gateway failed: {0}")]
+    Failed(String),
+    /// The answer makes no sense: another version, or not a gateway.
+    #[error("the gateway at {address} gave an answer that this program does not understand: {what}")]
+    Answer {
+        /// Where.
+        address: Address,
+        /// What was wrong with it.
+        what: String,
+    },
+}
+
+/// What the gateway says about generations of an application.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Generations {
+    /// Contracts below are void.
+    pub lowest: u64,
+    /// The highest that the gateway accepted; 0 if none.
+    pub highest: u64,
+}
+
+/// What a fence did, as the gateway's answer tells; the receipt is its signed form.
+#[derive(Clone, Debug)]
+pub struct Fenced {
+    /// Sessions that were cut.
+    pub sessions: u32,
+    /// Microseconds from the receipt of the request until it held.
+    pub took_us: u64,
+    /// The receipt; not verified here. `None` after a local fence.
+    pub receipt: Option<SignedReceipt>,
+}
+
+/// A connection to the admin door.
+pub struct AdminClient {
+    address: Address,
+    channel: Channel,
+    frame: Frame,
+}
+
+impl std::fmt::Debug for AdminClient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "AdminClient({})", self.address)
+    }
+}
+
+impl AdminClient {
+    /// Connects to the gateway that has the key `gateway`, as the administrator that has the key `admin`.
+    ///
+    /// `timeout` bounds the connection, the handshake and the wait for each answer.
+    ///
+    /// # Errors
+    /// [`AdminError::Unreachable`] if nobody or somebody else answers.
+    pub fn connect(
+        address: &Address,
+        gateway: &PublicKey,
+        admin: &SecretKey,
+        timeout: Duration,
+    ) -> Result<AdminClient, AdminError> {
+        let unreachable = |source| AdminError::Unreachable { address: address.clone(), source };
+        let tls = ClientTls::new(admin, Peer::Key(*gateway), ALPN_ADMIN).map_err(unreachable)?;
+        let channel = tls.connect(address, timeout).map_err(unreachable)?;
+        channel.sender.set_timeout(Some(timeout)).map_err(unreachable)?;
+        channel.receiver.set_timeout(Some(timeout)).map_err(unreachable)?;
+        Ok(AdminClient { address: address.clone(), channel, frame: Frame::new() })
+    }
+
+    /// Sends a request and waits for its answer. A [`AdminAnswer::Failed`] comes back as an error.
+    ///
+    /// # Errors
+    /// Any [`AdminError`].
+    pub fn request(
+        &mut self,
+        request: &AdminRequest,
+        data: &[u8],
+    ) -> Result<(AdminAnswer, Vec<u8>), AdminError> {
+        let mut header = vec![];
+        encode_header(request, &mut header).map_err(|error| self.answer(error.to_string()))?;
+        self.channel.sender.send(&header, data).map_err(|source| self.unreachable(source))?;
+        match self.channel.receiver.recv(&mut self.frame) {
+            Ok(true) => {}
+            // A server that refuses our key says so only now: the client's handshake is over first (RFC 8446, 4.4.2).
+            Ok(false) | Err(ChannelError::Closed | ChannelError::Tls(_)) => {
+                return Err(AdminError::NotAnswered { address: self.address.clone() });
+            }
+            Err(source) => return Err(self.unreachable(source)),
+        }
+        let answer = decode_header(self.frame.header()).map_err(|error| self.answer(error.to_string()))?;
+        match answer {
+            AdminAnswer::Failed { kind: AdminFailure::Refused, text } => Err(AdminError::Refused(text)),
+            AdminAnswer::Failed { kind: AdminFailure::NotFound, text } => Err(AdminError::NotFound(text)),
+            AdminAnswer::Failed { kind: AdminFailure::Failed, text } => Err(AdminError::Failed(text)),
+            answer => Ok((answer, self.frame.take_data())),
+        }
+    }
+
+    /// How the gateway is.
+    ///
+    /// # Errors
+    /// Any [`AdminError`].
+    pub fn status(&mut self) -> Result<Status, AdminError> {
+        match self.request(&AdminRequest::Status, &[])? {
+            (AdminAnswer::Status(status), _) => Ok(status),
+            (other, _) => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Generations of an application.
+    ///
+    /// # Errors
+    /// Any [`AdminError`].
+    pub fn generations(&mut self, application: &Application) -> Result<Generations, AdminError> {
+        match self.request(&AdminRequest::Generation { application: application.clone() }, &[])? {
+            (AdminAnswer::Generation { lowest, highest }, _) => Ok(Generations { lowest, highest }),
+            (other, _) => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Hands a contract to the gateway, which keeps it for its holder. Returns how many live sessions it renewed.
+    ///
+    /// # Errors
+    /// Any [`AdminError`]; [`AdminError::Refused`] if the contract is not valid there.
+    pub fn deposit(&mut self, chain: &Chain) -> Result<u32, AdminError> {
+        let bytes = chain.to_bytes().map_err(|error| self.answer(error.to_string()))?;
+        match self.request(&AdminRequest::Deposit, &bytes)? {
+            (AdminAnswer::Deposited { renewed, .. }, _) => Ok(renewed),
+            (other, _) => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Has a revocation carried out; returns when the fence holds.
+    ///
+    /// # Errors
+    /// Any [`AdminError`]; after each of them nothing is known to be fenced.
+    pub fn revoke(&mut self, revocation: &SignedRevocation) -> Result<Fenced, AdminError> {
+        let bytes = codec::encode(revocation).map_err(|error| self.answer(error.to_string()))?;
+        match self.request(&AdminRequest::Revoke, &bytes)? {
+            (AdminAnswer::Fenced { sessions, took_us }, data) => {
+                let receipt = codec::decode(&data).map_err(|error| self.answer(error.to_string()))?;
+                Ok(Fenced { sessions, took_us, receipt: Some(receipt) })
+            }
+            (other, _) => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Fences all sessions of an application without a statement of the issuer; lasts until the next deposit.
+    ///
+    /// # Errors
+    /// Any [`AdminError`].
+    pub fn fence_locally(&mut self, application: &Application) -> Result<Fenced, AdminError> {
+        match self.request(&AdminRequest::FenceLocally { application: application.clone() }, &[])? {
+            (AdminAnswer::Fenced { sessions, took_us }, _) => Ok(Fenced { sessions, took_us, receipt: None }),
+            (other, _) => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Live sessions.
+    ///
+    /// # Errors
+    /// Any [`AdminError`].
+    pub fn sessions(&mut self) -> Result<Vec<SessionInfo>, AdminError> {
+        match self.request(&AdminRequest::Sessions, &[])? {
+            (AdminAnswer::Sessions, data) => {
+                decode_list(&data).map_err(|error| self.answer(error.to_string()))
+            }
+            (other, _) => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Contracts that the gateway keeps.
+    ///
+    /// # Errors
+    /// Any [`AdminError`].
+    pub fn contracts(&mut self) -> Result<Vec<ContractInfo>, AdminError> {
+        match self.request(&AdminRequest::Contracts, &[])? {
+            (AdminAnswer::Contracts, data) => {
+                decode_list(&data).map_err(|error| self.answer(error.to_string()))
+            }
+            (other, _) => Err(self.unexpected(&other)),
+        }
+    }
+
+    fn unreachable(&self, source: ChannelError) -> AdminError {
+        AdminError::Unreachable { address: self.address.clone(), source }
+    }
+
+    fn answer(&self, what: String) -> AdminError {
+        AdminError::Answer { address: self.address.clone(), what }
+    }
+
+    fn unexpected(&self, answer: &AdminAnswer) -> AdminError {
+        self.answer(format!("{answer:?}"))
+    }
+}

@@ -1,0 +1,165 @@
+//! The subcommands, one file each, and what they share: where the base directory is, what time it is, how to speak.
+
+mod attenuate;
+mod grant;
+mod init;
+mod keygen;
+mod list;
+mod policy;
+mod reissue;
+mod renew;
+mod revoke;
+mod sessions;
+mod show;
+
+use std::io::{stderr, stdout};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::{Parser, Subcommand};
+
+use crate::admin::AdminClient;
+use crate::base::Base;
+use crate::failure::{Exit, Failure};
+use crate::output::{Clock, Report, Style, print_failure};
+
+const DEFAULT_DIR: &str = "/etc/strongroom";
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 done; 1 failed for another reason; 2 bad input; 3 denied by the policy or the contract; 4 not found; \
+5 gateway unreachable (after `revoke`: NOT fenced); 6 gateway refused.";
+
+/// Issue, renew, revoke and inspect contracts.
+///
+/// A contract grants an application the use of some paths of the storage guest for some time. Contracts are issued in the
+/// base domain, within the ceiling of the policy files; the gateway in the storage guest enforces them.
+#[derive(Debug, Parser)]
+#[command(name = "contract", version, after_help = AFTER_HELP, propagate_version = true)]
+struct Cli {
+    /// Use this base directory [default: $STRONGROOM_DIR, or /etc/strongroom]
+    #[arg(long, global = true, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Write the result as JSON
+    #[arg(long, global = true)]
+    json: bool,
+    /// Wait at most this long for the gateway, for each answer [default: 10s]
+    #[arg(long, global = true, value_name = "DURATION", value_parser = crate::narrowing::duration)]
+    timeout: Option<u64>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Init(init::Init),
+    Keygen(keygen::Keygen),
+    Grant(grant::Grant),
+    Revoke(revoke::Revoke),
+    Reissue(reissue::Reissue),
+    Renew(renew::Renew),
+    Attenuate(attenuate::Attenuate),
+    Show(show::Show),
+    List(list::List),
+    Sessions(sessions::Sessions),
+    Policy(policy::Policy),
+}
+
+/// What every command may need.
+#[derive(Debug)]
+pub(crate) struct Context {
+    dir: PathBuf,
+    /// The time and the zone.
+    pub clock: Clock,
+    /// How to paint the result.
+    pub style: Style,
+    /// When the command began.
+    pub started: Instant,
+    timeout: Duration,
+}
+
+impl Context {
+    /// The base directory, which must exist.
+    pub fn base(&self) -> Result<Base, Failure> {
+        Base::open(&self.dir)
+    }
+
+    /// Where the base directory is, or would be.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Connects to the gateway.
+    pub fn connect(&self, base: &Base) -> Result<AdminClient, Failure> {
+        base.connect(self.timeout)
+    }
+}
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    let started = Instant::now();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are results, everything else is bad input; clap knows which stream is due.
+            let _ = error.print();
+            let exit = if error.use_stderr() { Exit::BadInput } else { Exit::Done };
+            return ExitCode::from(exit as u8);
+        }
+    };
+    let json = cli.json;
+    let errors = Style::of(&stderr());
+    let from_environment =
+        || std::env::var_os("STRONGROOM_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    let context = Context {
+        dir: cli.dir.or_else(from_environment).unwrap_or_else(|| DEFAULT_DIR.into()),
+        clock: Clock::system(),
+        style: if json { Style::PLAIN } else { Style::of(&stdout()) },
+        started,
+        timeout: Duration::from_secs(cli.timeout.unwrap_or(10).max(1)),
+    };
+    let exit = match run(cli.command, &context) {
+        Ok(report) => report.print(json, errors),
+        Err(failure) => print_failure(&failure, json, errors),
+    };
+    ExitCode::from(exit as u8)
+}
+
+fn run(command: Command, context: &Context) -> Result<Report, Failure> {
+    match command {
+        Command::Init(args) => args.run(context),
+        Command::Keygen(args) => args.run(context),
+        Command::Grant(args) => args.run(context),
+        Command::Revoke(args) => args.run(context),
+        Command::Reissue(args) => args.run(context),
+        Command::Renew(args) => args.run(context),
+        Command::Attenuate(args) => args.run(context),
+        Command::Show(args) => args.run(context),
+        Command::List(args) => args.run(context),
+        Command::Sessions(args) => args.run(context),
+        Command::Policy(args) => args.run(context),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_and_option_is_explained() {
+        fn check(command: &clap::Command) {
+            assert!(command.get_about().is_some(), "{} has no help", command.get_name());
+            for arg in command.get_arguments() {
+                assert!(arg.get_help().is_some(), "{} {} has no help", command.get_name(), arg.get_id());
+            }
+            command.get_subcommands().for_each(check);
+        }
+        check(&Cli::command());
+    }
+}

@@ -1,0 +1,138 @@
+//! `contract reissue`: a new generation, which voids all older ones.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+use strongroom_contracts::Application;
+
+use super::Context;
+use crate::archive::{Archive, Issued, Record};
+use crate::failure::{Exit, Failure};
+use crate::files::{self, Existing, PUBLIC};
+use crate::issuing::{self, Counter, Issuer, Wish};
+use crate::keys::KeyArgument;
+use crate::output::Report;
+use crate::revoking::{self, SendError};
+use crate::view::View;
+
+/// Issue a new generation of an application's contracts; older ones become void first
+///
+/// Each holder of the last generation gets a contract of the same grants and term, within the policy as it is now, and
+/// the gateway hands it over: running mounts come back to life by themselves. A contract that was revoked by its number
+/// is not issued again. If the policy denies one of them, nothing is changed.
+#[derive(Debug, Args)]
+pub(super) struct Reissue {
+    /// The application
+    #[arg(value_name = "APP")]
+    application: Application,
+    /// Issue to this holder instead of the last ones, with what the newest contract granted
+    #[arg(long, value_name = "KEY")]
+    holder: Option<KeyArgument>,
+    /// Write the contract to this file too, if there is one holder
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Replace the file if it exists
+    #[arg(long, requires = "out")]
+    force: bool,
+    /// Say why, for the audit log
+    #[arg(long, value_name = "TEXT", default_value = "reissued")]
+    why: String,
+}
+
+impl Reissue {
+    pub(super) fn run(self, context: &Context) -> Result<Report, Failure> {
+        let base = context.base()?;
+        let policies = base.policies()?;
+        let policy = issuing::policy_of(&policies, &self.application)?;
+        let (issuer, archive) = (Issuer::open(&base)?, Archive::open(&base)?);
+        let existing = if self.force { Existing::Replace } else { Existing::Keep };
+        self.out.as_deref().map_or(Ok(()), |out| files::check_free(out, existing))?;
+        let mut wishes: Vec<Wish> =
+            self.last(&archive)?.iter().map(|issued| Wish::again(issued, policy)).collect();
+        if let Some(holder) = &self.holder {
+            let holder = holder.read("holder's public key")?;
+            wishes = wishes.into_iter().next_back().map(|wish| Wish { holder, ..wish }).into_iter().collect();
+        }
+        if self.out.is_some() && wishes.len() != 1 {
+            return Err(Failure::bad(format!("--out: `{}` has {} holders", self.application, wishes.len()))
+                .hint(
+                    "leave --out away: the gateway hands the contracts over, and the archive has the files",
+                ));
+        }
+        for wish in &wishes {
+            issuer.terms(policy, wish, 1, context.clock.now()).map_err(|failure| {
+                failure.hint(format!(
+                    "nothing was changed; to cut it off: contract revoke {0}; then: contract grant {0} --holder {1}",
+                    self.application, wish.holder
+                ))
+            })?;
+        }
+
+        let client = context
+            .connect(&base)
+            .map_err(|failure| failure.hint("nothing was changed: older contracts are still valid"))?;
+        let mut counter = Counter::open(client, &archive, &issuer, &context.clock)?;
+        let lock = archive.lock()?;
+        let known = counter.generations(&self.application)?;
+        let record = archive.record(&self.application)?.unwrap_or_default();
+        let generation = record.above_all(known);
+        let subject = revoking::all_of(&self.application, generation);
+        let statement = revoking::sign(&issuer, subject, &self.why, context.clock.now())?;
+        let held = revoking::send(&mut counter.client, &issuer, &statement).map_err(SendError::failure)?;
+        revoking::settle(&archive, &lock, &statement, &held)?;
+
+        let (mut human, mut contracts, mut files) = (String::new(), vec![], vec![]);
+        for wish in &wishes {
+            let terms = issuer.terms(policy, wish, generation, counter.now)?;
+            let made =
+                issuing::make(&issuer, &archive, &lock, terms, Some(&mut counter)).map_err(|failure| {
+                    failure.hint(format!(
+                        "older contracts are void already; issue again: contract reissue {}",
+                        self.application
+                    ))
+                })?;
+            if let Some(out) = &self.out {
+                files::write(out, &made.text()?, PUBLIC, existing)?;
+            }
+            let view = View::claimed(&made.chain).map_err(Failure::other)?;
+            contracts.push(view.to_json());
+            human.push_str(&view.render(&context.clock, context.style));
+            files.push(made.archived.display().to_string());
+        }
+        let json = json!({
+            "application": self.application.as_str(),
+            "generation": generation,
+            "sessions_cut": held.receipt.sessions,
+            "contracts": contracts,
+            "archived": files,
+        });
+        let mut report = Report::new(human, json).note(format!(
+            "generation {generation}: older contracts of {} are void; the gateway hands the new ones to their holders",
+            self.application
+        ));
+        report.warnings = counter.warnings;
+        Ok(report)
+    }
+
+    /// The newest contract of each holder of the last generation, without those revoked by their number; oldest first.
+    fn last(&self, archive: &Archive) -> Result<Vec<Issued>, Failure> {
+        let revoked = archive.revoked_contracts()?;
+        let shelf = archive.shelf(Some(&self.application))?;
+        let last = shelf.contracts.iter().map(|(issued, _)| issued.terms.generation).max().unwrap_or(0);
+        let mut list: Vec<Issued> = vec![];
+        for (issued, _) in shelf.contracts.into_iter().filter(|(issued, _)| issued.terms.generation == last) {
+            list.retain(|other| other.terms.holder != issued.terms.holder);
+            list.push(issued);
+        }
+        list.retain(|issued| !revoked.contains(&issued.terms.id));
+        if list.is_empty() {
+            return Err(Failure::new(
+                Exit::NotFound,
+                format!("there is no contract of `{}` to issue again", self.application),
+            )
+            .hint(format!("issue one: contract grant {} --holder KEY", self.application)));
+        }
+        Ok(list)
+    }
+}

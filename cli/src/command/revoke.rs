@@ -1,0 +1,281 @@
+//! `contract revoke`: make contracts void, and return when the fence holds.
+//!
+//! This is the button for emergencies: it takes as few steps as it can before the gateway is told, waits for no lock, and
+//! does not care whether policies or the archive are in order. What is to be recorded is recorded afterwards.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::json;
+use strongroom_contracts::{Application, ContractId, FenceReceipt, Subject, Terms};
+
+use super::Context;
+use crate::admin::{AdminClient, Generations};
+use crate::archive::{Archive, Record};
+use crate::base::{Base, gateway_failure};
+use crate::failure::{Exit, Failure};
+use crate::issuing::Issuer;
+use crate::output::{Report, count};
+use crate::revoking::{self, Held};
+use crate::statement::{Statement, subject_words};
+
+/// Make every contract of an application void, or one contract; return when the fence holds
+///
+/// When this returns with exit code 0, no operation under those contracts can reach the data any more: the gateway's
+/// signed receipt says so. Any other exit code means: NOT fenced. If the gateway cannot be reached the signed revocation
+/// is kept, and sent by the next command that reaches it.
+#[derive(Debug, Args)]
+pub(super) struct Revoke {
+    /// The application, or the number of a contract (`c-…`) or of a block of one
+    #[arg(value_name = "APP|ID")]
+    subject: String,
+    /// Say why, for the audit log
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    why: String,
+}
+
+/// What is to be void.
+enum Target {
+    Contract(ContractId),
+    Application(Application),
+}
+
+impl Revoke {
+    pub(super) fn run(self, context: &Context) -> Result<Report, Failure> {
+        let base = context.base()?;
+        let issuer = Issuer::open(&base)?;
+        let archive = Archive::open(&base)?;
+        let target = self.target(&archive)?;
+        let mut connection = context.connect(&base);
+        let mut warnings = vec![];
+        let subjects = match target {
+            Target::Contract(id) => terms_of(&archive, id, context.clock.now(), &mut warnings),
+            Target::Application(application) => {
+                let client = connection.as_mut().ok();
+                let below = below(&base, &archive, &application, client, &mut warnings)?;
+                vec![revoking::all_of(&application, below)]
+            }
+        };
+        let sign = |subject| revoking::sign(&issuer, subject, &self.why, context.clock.now());
+        let statements: Vec<Statement> = subjects.into_iter().map(sign).collect::<Result<_, _>>()?;
+        let sent = match &mut connection {
+            Ok(client) => send_all(client, &issuer, &statements),
+            Err(_) => Sent { held: vec![], failure: connection.err() },
+        };
+        let took = context.started.elapsed();
+        let (done, rest) = statements.split_at(sent.held.len());
+        if let Some(failure) = sent.failure {
+            self.record(&archive, done, &sent.held).map_err(|other| {
+                failure_of(rest, &failure).hint(format!("what was fenced is not on record here: {other}"))
+            })?;
+            return Err(self.not_fenced(&archive, rest, &failure));
+        }
+        let mut report = report(context, done, &sent.held, took);
+        report.warnings = warnings;
+        // The fence holds whatever happens here; what goes wrong with the record must not look like a failed revocation.
+        report = match self.record(&archive, done, &sent.held) {
+            Ok(path) => report.note(format!("receipt, signed by the gateway: {}", path.display())),
+            Err(failure) => report.warn(format!("the fence holds, but is not on record here: {failure}")),
+        };
+        Ok(match done.first().map(|statement| &statement.says.subject) {
+            Some(Subject::Application { application, .. }) => {
+                report.note(format!("when the guest is clean again: contract reissue {application}"))
+            }
+            _ => report,
+        })
+    }
+
+    fn target(&self, archive: &Archive) -> Result<Target, Failure> {
+        if let Ok(id) = self.subject.parse() {
+            return Ok(Target::Contract(id));
+        }
+        if let Some(digits) = self.subject.strip_prefix("c-")
+            && digits.len() >= 4
+            && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
+            && let Some(issued) = super::show::find_one(archive, &self.subject)?
+        {
+            return Ok(Target::Contract(issued.terms.id));
+        }
+        let application: Result<Application, _> = self.subject.parse();
+        application.map(Target::Application).map_err(|error| {
+            Failure::bad(error).hint("name an application, or a contract by its number (contract list)")
+        })
+    }
+
+    /// Returns the file of the first receipt.
+    fn record(&self, archive: &Archive, done: &[Statement], held: &[Held]) -> Result<PathBuf, Failure> {
+        let lock = archive.lock()?;
+        let mut paths = vec![];
+        for (statement, held) in done.iter().zip(held) {
+            paths.push(revoking::settle(archive, &lock, statement, held)?);
+        }
+        Ok(paths.into_iter().next().unwrap_or_default())
+    }
+
+    fn not_fenced(&self, archive: &Archive, rest: &[Statement], failure: &Failure) -> Failure {
+        let mut result = failure_of(rest, failure);
+        if failure.exit() != Exit::Refused {
+            let kept = archive.lock().and_then(|lock| {
+                let keep = |statement: &Statement| {
+                    revoking::note(archive, &lock, &statement.says.subject)?;
+                    archive.keep_pending(statement)
+                };
+                rest.iter().map(keep).collect::<Result<Vec<PathBuf>, Failure>>()
+            });
+            result = match kept {
+                Ok(paths) => {
+                    let paths: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+                    result
+                        .hint(format!("the signed revocation is kept: {}", paths.join(", ")))
+                        .hint(format!(
+                            "send it as soon as the gateway is back: contract revoke {}",
+                            self.subject
+                        ))
+                        .fact("pending", paths)
+                }
+                Err(other) => result.hint(format!("the revocation could not be kept either: {other}")),
+            };
+        }
+        if failure.exit() == Exit::Unreachable {
+            result = result.hint(
+                "to stop the guest now: pause it (virsh suspend GUEST, xl pause GUEST) or cut its network",
+            );
+        }
+        failure.hints().iter().fold(result, |result, hint| result.hint(hint))
+    }
+}
+
+/// How far the sending came.
+struct Sent {
+    held: Vec<Held>,
+    failure: Option<Failure>,
+}
+
+fn send_all(client: &mut AdminClient, issuer: &Issuer, statements: &[Statement]) -> Sent {
+    let mut held = vec![];
+    for statement in statements {
+        match revoking::send(client, issuer, statement) {
+            Ok(one) => held.push(one),
+            Err(error) => return Sent { held, failure: Some(error.failure()) },
+        }
+    }
+    Sent { held, failure: None }
+}
+
+fn subjects_words(statements: &[Statement]) -> String {
+    let words: Vec<_> = statements.iter().map(|statement| subject_words(&statement.says.subject)).collect();
+    words.join(", ")
+}
+
+fn failure_of(rest: &[Statement], failure: &Failure) -> Failure {
+    let subject = subjects_words(rest);
+    Failure::new(failure.exit(), format!("NOT FENCED: {subject}: {}", failure.message()))
+        .fact("fenced", false)
+        .fact("subject", subject)
+}
+
+fn report(context: &Context, done: &[Statement], held: &[Held], took: Duration) -> Report {
+    let subject = subjects_words(done);
+    let sum = |part: fn(&FenceReceipt) -> u64| held.iter().map(|held| part(&held.receipt)).sum::<u64>();
+    let most =
+        |part: fn(&FenceReceipt) -> u64| held.iter().map(|held| part(&held.receipt)).max().unwrap_or(0);
+    let (sessions, drained) = (sum(|receipt| receipt.sessions.into()), sum(|receipt| receipt.drained.into()));
+    let handles = sum(|receipt| receipt.handles_closed.into());
+    let (took_ms, gateway_us) = (took.as_secs_f64() * 1e3, sum(|receipt| receipt.took_us));
+    let last_operation = most(|receipt| receipt.last_operation);
+    let json = json!({
+        "fenced": true,
+        "subject": subject,
+        "took_ms": took_ms,
+        "gateway_took_us": gateway_us,
+        "fenced_at_us": most(|receipt| receipt.fenced_at_us),
+        "sessions": sessions,
+        "drained": drained,
+        "handles_closed": handles,
+        "last_operation": last_operation,
+        "generation": most(|receipt| receipt.generation),
+        "gateway": held.first().map(|held| held.receipt.gateway.to_string()),
+    });
+    let human = format!(
+        "{}\n  {took_ms:.1} ms from command to fence ({:.1} ms in the gateway)\n  {}, {}, {}{}\n",
+        context.style.green(&format!("fenced: {subject}")),
+        gateway_us as f64 / 1e3,
+        count(sessions, "session cut", "sessions cut"),
+        count(drained, "operation drained", "operations drained"),
+        count(handles, "handle closed", "handles closed"),
+        match last_operation {
+            0 => String::new(),
+            number => format!(", last operation let through: {number}"),
+        },
+    );
+    Report::new(human, json)
+}
+
+/// The contract, and with it every other one of the same holder that has not expired: to the person who revokes it, the
+/// terms of a renewed contract are one thing, and the older ones would still open the door.
+fn terms_of(archive: &Archive, id: ContractId, now: u64, warnings: &mut Vec<String>) -> Vec<Subject> {
+    let mut ids = vec![id];
+    match archive.shelf(None) {
+        Ok(shelf) => {
+            let all = || shelf.contracts.iter().map(|(issued, _)| &issued.terms);
+            if let Some(named) = all().find(|terms| terms.id == id) {
+                let same =
+                    |terms: &&Terms| terms.application == named.application && terms.holder == named.holder;
+                ids.extend(all().filter(same).filter(|terms| terms.expires > now).map(|terms| terms.id));
+            } else {
+                warnings.push(format!(
+                    "{id} is not in the archive: it voids the contract or block of that number alone"
+                ));
+            }
+        }
+        Err(failure) => warnings.push(format!("the archive does not help: {failure}")),
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    ids.retain(|id| seen.insert(*id));
+    ids.into_iter().map(Subject::Contract).collect()
+}
+
+/// The lowest generation that stays valid: above everything issued, as far as this side and the gateway know.
+fn below(
+    base: &Base,
+    archive: &Archive,
+    application: &Application,
+    client: Option<&mut AdminClient>,
+    warnings: &mut Vec<String>,
+) -> Result<u64, Failure> {
+    let record = archive.record(application).unwrap_or_else(|failure| {
+        warnings.push(format!("the archive does not help: {failure}"));
+        None
+    });
+    let asked = client.map(|client| client.generations(application)).transpose();
+    let known = asked.map_err(gateway_failure).unwrap_or_default();
+    let at_gateway = known.is_some_and(|known| known != Generations { lowest: 1, highest: 0 });
+    if record.is_none() && !at_gateway && !has_policy(base, application) {
+        return Err(unknown(base, archive, application));
+    }
+    Ok(record.unwrap_or_default().above_all(known.unwrap_or_default()))
+}
+
+fn has_policy(base: &Base, application: &Application) -> bool {
+    // Asked only if nothing else knows the application; a policy with mistakes counts.
+    base.policies().is_ok_and(|policies| {
+        policies.get(application).is_some() || policies.disabled().contains(&application)
+    })
+}
+
+fn unknown(base: &Base, archive: &Archive, application: &Application) -> Failure {
+    let policies = base.policies().unwrap_or_default();
+    let mut names: Vec<String> = policies.policies().keys().map(Application::to_string).collect();
+    names.extend(archive.applications().unwrap_or_default());
+    names.sort();
+    names.dedup();
+    let failure =
+        Failure::not_found(format!("no contract was ever issued to `{application}`, and no policy names it"))
+            .fact("fenced", false);
+    match strongroom_policy::closest(application.as_str(), names.iter().map(String::as_str)) {
+        Some(meant) => failure.hint(format!("did you mean: contract revoke {meant}")),
+        None if names.is_empty() => failure,
+        None => failure.hint(format!("known applications: {}", names.join(", "))),
+    }
+}

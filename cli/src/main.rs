@@ -1,0 +1,5 @@
+//! The binary `contract`.
+
+fn main() -> std::process::ExitCode {
+    strongroom_cli::command::main()
+}
