@@ -16,8 +16,9 @@ use crate::rights::Rights;
 
 const BEGIN: &str = "-----BEGIN STRONGROOM CONTRACT-----";
 const END: &str = "-----END STRONGROOM CONTRACT-----";
-/// The longest contract file that is read, in bytes.
-pub const MAX_TEXT_BYTES: usize = 2 * codec::MAX_BYTES;
+/// The longest contract file that is read, in bytes: base64 takes 4/3 of the chain and its lines, the header repeats
+/// the paths of the chain with some words around each.
+pub const MAX_TEXT_BYTES: usize = 4 * codec::MAX_BYTES;
 
 /// A text that is no armoured contract.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -7,13 +7,15 @@
 use bincode::{Decode, Encode};
 
 use crate::codec::{self, CodecError};
-use crate::grant::{Ownership, tighter};
+use crate::grant::Ownership;
 use crate::id::{ContractId, GatewayId, KeyId, PolicyDigest};
 use crate::keys::{self, Domain, KeyError, PublicKey, SecretKey, Signature};
 use crate::limits::SessionLimits;
 use crate::network::Network;
 use crate::path::{Application, DataPath, MountPath};
 use crate::rights::Rights;
+pub use crate::scope::Quota;
+use crate::scope::{self, Region, Scope};
 use crate::terms::{Attenuation, Audit, Narrowed, Terms, TermsError};
 
 /// Most attenuations after the first block.
@@ -105,17 +107,6 @@ pub enum VerifyError {
     /// The meet of the blocks permits nothing.
     #[error("the contract permits nothing: its blocks have no path in common")]
     Empty,
-}
-
-/// A quota that holds for a subtree: the sum of what lies below `path`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Quota {
-    /// The subtree that is counted.
-    pub path: DataPath,
-    /// Most bytes.
-    pub bytes: Option<u64>,
-    /// Most files.
-    pub files: Option<u64>,
 }
 
 /// What one grant permits after the meet of all blocks.
@@ -231,10 +222,9 @@ impl Chain {
     /// # Errors
     /// The first [`VerifyError`] found.
     pub fn verify(&self, context: VerifyContext<'_>) -> Result<Effective, VerifyError> {
-        let effective = self.verify_signed(context.issuer)?;
-        let (terms, _) = self.first_block(context.issuer)?;
-        if terms.gateway != *context.gateway {
-            return Err(VerifyError::Audience(terms.gateway));
+        let (effective, gateway) = self.verify_blocks(context.issuer)?;
+        if gateway != *context.gateway {
+            return Err(VerifyError::Audience(gateway));
         }
         if context.now < effective.not_before {
             return Err(VerifyError::NotYetValid { not_before: effective.not_before, now: context.now });
@@ -251,7 +241,13 @@ impl Chain {
     /// # Errors
     /// The first [`VerifyError`] found.
     pub fn verify_signed(&self, issuer: &PublicKey) -> Result<Effective, VerifyError> {
+        Ok(self.verify_blocks(issuer)?.0)
+    }
+
+    /// What the chain permits, and at which gateway.
+    fn verify_blocks(&self, issuer: &PublicKey) -> Result<(Effective, GatewayId), VerifyError> {
         let (terms, first) = self.first_block(issuer)?;
+        let gateway = terms.gateway;
         let mut parent = first.digest();
         let mut effective = Effective::from_terms(terms);
         for (n, block) in self.blocks.iter().enumerate().skip(1) {
@@ -267,7 +263,7 @@ impl Chain {
             parent = block.digest();
             effective.narrow(next);
         }
-        if effective.grants.is_empty() { Err(VerifyError::Empty) } else { Ok(effective) }
+        if effective.grants.is_empty() { Err(VerifyError::Empty) } else { Ok((effective, gateway)) }
     }
 
     fn first_block(&self, issuer: &PublicKey) -> Result<(Terms, &Block), VerifyError> {
@@ -312,7 +308,7 @@ impl Effective {
             .grants
             .into_iter()
             .map(|grant| EffectiveGrant {
-                quotas: quotas(&grant.data, grant.quota_bytes, grant.quota_files),
+                quotas: scope::quotas(&grant.data, grant.quota_bytes, grant.quota_files),
                 data: grant.data,
                 mount: grant.mount,
                 rights: grant.rights,
@@ -330,89 +326,80 @@ impl Effective {
             expires: terms.expires,
             grants,
             limits: terms.limits,
-            networks: terms.networks.map(normal_networks),
+            networks: terms.networks.map(scope::normal_networks),
             audit: terms.audit,
             policy: terms.policy,
         }
     }
 
+    /// The meet with an attenuation.
     fn narrow(&mut self, block: Attenuation) {
+        let before = std::mem::take(&mut self.grants);
+        let within = Scope {
+            regions: before.iter().map(EffectiveGrant::region).collect(),
+            limits: self.limits,
+            networks: self.networks.take(),
+            not_before: self.not_before,
+            expires: self.expires,
+        };
+        let kept = Scope {
+            regions: block.grants.iter().flat_map(|kept| clamped(kept, &before)).collect(),
+            limits: block.limits,
+            networks: block.networks.map(scope::normal_networks),
+            not_before: block.not_before,
+            expires: block.expires,
+        };
+        let met = within.meet(&kept);
         self.ids.push(block.id);
         self.holder = block.holder;
-        self.not_before = self.not_before.max(block.not_before);
-        self.expires = self.expires.min(block.expires);
-        self.limits = self.limits.meet(block.limits);
-        self.networks = meet_networks(self.networks.take(), block.networks.map(normal_networks));
-        self.grants = self
-            .grants
-            .iter()
-            .flat_map(|grant| block.grants.iter().filter_map(|kept| grant.narrowed(kept)))
-            .collect();
+        self.not_before = met.not_before;
+        self.expires = met.expires;
+        self.limits = met.limits;
+        self.networks = met.networks;
+        self.grants = met.regions.into_iter().filter_map(|region| of_region(region, &before)).collect();
     }
 }
 
 impl EffectiveGrant {
-    fn narrowed(&self, kept: &Narrowed) -> Option<EffectiveGrant> {
-        let (data, mount) = deeper((&self.data, &self.mount), (&kept.data, &kept.mount))?;
-        let rights = self.rights.meet(kept.rights);
-        (!rights.is_empty()).then(|| EffectiveGrant {
-            quotas: meet_quotas(&self.quotas, quotas(&kept.data, kept.quota_bytes, kept.quota_files)),
-            data: data.clone(),
-            mount: mount.clone(),
-            rights,
-            max_file_bytes: tighter(self.max_file_bytes, kept.max_file_bytes),
-            undo_secs: self.undo_secs,
-            ownership: self.ownership,
-        })
-    }
-}
-
-/// The deeper of two (data path, mount path) pairs if it lies in the other with the same tail on both sides.
-fn deeper<'a>(
-    a: (&'a DataPath, &'a MountPath),
-    b: (&'a DataPath, &'a MountPath),
-) -> Option<(&'a DataPath, &'a MountPath)> {
-    let (outer, inner) = if a.0.contains(b.0) { (a, b) } else { (b, a) };
-    let data_tail = inner.0.as_str().strip_prefix(outer.0.as_str())?;
-    let mount_tail = inner.1.as_str().strip_prefix(outer.1.as_str())?;
-    (outer.0.contains(inner.0) && data_tail == mount_tail).then_some(inner)
-}
-
-fn quotas(path: &DataPath, bytes: Option<u64>, files: Option<u64>) -> Vec<Quota> {
-    if bytes.is_none() && files.is_none() { vec![] } else { vec![Quota { path: path.clone(), bytes, files }] }
-}
-
-fn meet_quotas(a: &[Quota], b: Vec<Quota>) -> Vec<Quota> {
-    let mut met = a.to_vec();
-    for quota in b {
-        match met.iter_mut().find(|other| other.path == quota.path) {
-            Some(other) => {
-                other.bytes = tighter(other.bytes, quota.bytes);
-                other.files = tighter(other.files, quota.files);
-            }
-            None => met.push(quota),
+    fn region(&self) -> Region {
+        Region {
+            data: self.data.clone(),
+            mount: self.mount.clone(),
+            rights: self.rights,
+            quotas: self.quotas.clone(),
+            max_file_bytes: self.max_file_bytes,
         }
     }
-    met.sort();
-    met
 }
 
-/// Sorted, without ranges that lie in others, so that equal sets are equal lists.
-fn normal_networks(mut list: Vec<Network>) -> Vec<Network> {
-    list.sort();
-    list.dedup();
-    let inner = |network: &Network| {
-        list.iter().any(|other| other != network && other.meet(*network) == Some(*network))
+/// What an attenuation keeps, cut to the grants that its signer has.
+///
+/// The meet would do that for paths and rights; a quota, however, counts its whole subtree. A signer must not be able to
+/// name a subtree around its grants and learn from a full quota how much others keep there.
+fn clamped(kept: &Narrowed, before: &[EffectiveGrant]) -> Vec<Region> {
+    let region = |data: &DataPath, mount: &MountPath| Region {
+        data: data.clone(),
+        mount: mount.clone(),
+        rights: kept.rights,
+        quotas: scope::quotas(data, kept.quota_bytes, kept.quota_files),
+        max_file_bytes: kept.max_file_bytes,
     };
-    list.iter().filter(|network| !inner(network)).copied().collect()
+    let whole = region(&kept.data, &kept.mount);
+    let met = before.iter().filter_map(|grant| grant.region().meet(&whole));
+    met.map(|met| region(&met.data, &met.mount)).collect()
 }
 
-fn meet_networks(a: Option<Vec<Network>>, b: Option<Vec<Network>>) -> Option<Vec<Network>> {
-    match (a, b) {
-        (Some(a), Some(b)) => {
-            let pairs = a.iter().flat_map(|x| b.iter().filter_map(|y| x.meet(*y)));
-            Some(normal_networks(pairs.collect()))
-        }
-        (list, None) | (None, list) => list,
-    }
+/// The grant that a met region is a part of gives it the undo window and the ownership.
+fn of_region(region: Region, before: &[EffectiveGrant]) -> Option<EffectiveGrant> {
+    // Mount paths of grants do not contain each other, so there is exactly one.
+    let from = before.iter().find(|grant| grant.mount.contains(&region.mount))?;
+    Some(EffectiveGrant {
+        data: region.data,
+        mount: region.mount,
+        rights: region.rights,
+        quotas: region.quotas,
+        max_file_bytes: region.max_file_bytes,
+        undo_secs: from.undo_secs,
+        ownership: from.ownership,
+    })
 }

@@ -5,6 +5,7 @@
 //! Structures are flat: no recursion, no maps, no floats, no zero-size elements.
 
 use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
+use bincode::error::DecodeError;
 use bincode::{Decode, Encode};
 
 /// The longest encoding of any structure of this crate, in bytes; a contract of 64 grants fits several times.
@@ -47,9 +48,20 @@ pub fn decode<T: Encode + Decode<()>>(bytes: &[u8]) -> Result<T, CodecError> {
         return Err(CodecError::TooLong(bytes.len()));
     }
     let (value, used) = bincode::decode_from_slice::<T, _>(bytes, CONFIG)
-        .map_err(|error| CodecError::Malformed(error.to_string()))?;
+        .map_err(|error| CodecError::Malformed(describe(error)))?;
     if used != bytes.len() || encode(&value)? != bytes {
         return Err(CodecError::NotCanonical);
     }
     Ok(value)
+}
+
+/// The error in words; `bincode` shows its errors as Rust values.
+fn describe(error: DecodeError) -> String {
+    match error {
+        DecodeError::Other(reason) => reason.to_owned(),
+        DecodeError::OtherString(reason) => reason,
+        DecodeError::UnexpectedEnd { .. } => "it ends too early".to_owned(),
+        DecodeError::LimitExceeded => "a length in it is beyond the limit".to_owned(),
+        other => format!("{other:?}"),
+    }
 }

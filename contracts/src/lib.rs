@@ -18,6 +18,7 @@ pub mod path;
 pub mod receipt;
 pub mod revocation;
 pub mod rights;
+pub mod scope;
 pub mod terms;
 
 pub use chain::{Chain, Effective, VerifyContext, VerifyError};
@@ -30,4 +31,5 @@ pub use path::{Application, DataPath, MountPath, NameError};
 pub use receipt::{FenceReceipt, SignedReceipt};
 pub use revocation::{Revocation, SignedRevocation, Subject};
 pub use rights::{Right, Rights, UnknownRight};
+pub use scope::{Quota, Region, Scope};
 pub use terms::{Attenuation, Audit, Terms, TermsError};

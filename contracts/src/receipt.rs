@@ -7,10 +7,13 @@ use crate::id::GatewayId;
 use crate::keys::{Domain, PublicKey, SecretKey, Signature};
 use crate::revocation::Subject;
 
+/// The version of the structure; another one is refused.
+pub const VERSION: u16 = 1;
+
 /// What the gateway answers to a revocation, once it holds.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct FenceReceipt {
-    /// The version of the structure: 1.
+    /// [`VERSION`].
     pub version: u16,
     /// The gateway that fenced.
     pub gateway: GatewayId,
@@ -50,6 +53,9 @@ pub enum ReceiptError {
     /// Not signed by the gateway, or another gateway's.
     #[error("the receipt is not signed by the gateway")]
     Signature,
+    /// Another version.
+    #[error("version {0} of receipts is not supported (this program knows {VERSION})")]
+    Version(u16),
 }
 
 impl FenceReceipt {
@@ -74,6 +80,9 @@ impl SignedReceipt {
             .verify(Domain::Receipt, &self.payload, &self.signature)
             .map_err(|_| ReceiptError::Signature)?;
         let receipt: FenceReceipt = codec::decode(&self.payload)?;
+        if receipt.version != VERSION {
+            return Err(ReceiptError::Version(receipt.version));
+        }
         if receipt.gateway == gateway.gateway_id() { Ok(receipt) } else { Err(ReceiptError::Signature) }
     }
 }
