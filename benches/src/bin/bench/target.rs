@@ -1,0 +1,150 @@
+//! What is compared: how each target is mounted, where its workload runs, and which processes do its work.
+
+use serde::{Deserialize, Serialize};
+
+use crate::house::{EXPORT_IN_GUEST, SSH_IN_GUEST, SSH_PORT};
+
+/// A column of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Target {
+    /// The mount of a contract.
+    Strongroom,
+    /// sshfs as one types it.
+    Sshfs,
+    /// sshfs with every option that helps it.
+    SshfsTuned,
+    /// bindfs: what any FUSE mount of a local directory costs.
+    Passthrough,
+    /// The directory itself.
+    Local,
+}
+
+/// Where a workload runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Guest {
+    App,
+    Storage,
+}
+
+/// How a worker mounts and unmounts what it measures.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Mount {
+    /// The command that mounts; it returns when the mount is usable.
+    pub(crate) command: Vec<String>,
+    /// Where it mounts.
+    pub(crate) point: String,
+}
+
+/// What a worker needs to know about its target.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Work {
+    /// Nothing for a directory that needs no mounting.
+    pub(crate) mount: Option<Mount>,
+    /// An existing directory to work in, once mounted.
+    pub(crate) directory: String,
+}
+
+/// AES instead of ChaCha20, two connections, and caches that trust nobody else to change anything for ten minutes.
+const SSHFS_TUNING: &str = "Ciphers=aes128-gcm@openssh.com,Compression=no,max_conns=2,kernel_cache,entry_timeout=600,\
+     attr_timeout=600,negative_timeout=10,dcache_timeout=600,dcache_max_size=200000";
+
+impl Target {
+    pub(crate) const fn title(self) -> &'static str {
+        match self {
+            Self::Strongroom => "strongroom",
+            Self::Sshfs => "sshfs",
+            Self::SshfsTuned => "sshfs tuned",
+            Self::Passthrough => "passthrough",
+            Self::Local => "local",
+        }
+    }
+
+    pub(crate) const fn guest(self) -> Guest {
+        match self {
+            Self::Strongroom | Self::Sshfs | Self::SshfsTuned => Guest::App,
+            Self::Passthrough | Self::Local => Guest::Storage,
+        }
+    }
+
+    /// The directory below the data root that the target's files end up in.
+    pub(crate) const fn data(self) -> &'static str {
+        match self {
+            Self::Strongroom => "strongroom",
+            Self::Sshfs => "sshfs",
+            Self::SshfsTuned => "sshfs-tuned",
+            Self::Passthrough => "passthrough",
+            Self::Local => "local",
+        }
+    }
+
+    /// The programs in the app guest, or beside the workload, that carry its calls.
+    pub(crate) const fn client_programs(self) -> &'static [&'static str] {
+        match self {
+            Self::Strongroom => &["mount.strongroom"],
+            Self::Sshfs | Self::SshfsTuned => &["sshfs", "ssh"],
+            Self::Passthrough => &["bindfs"],
+            Self::Local => &[],
+        }
+    }
+
+    /// The programs in the storage guest that answer them.
+    pub(crate) const fn server_programs(self) -> &'static [&'static str] {
+        match self {
+            Self::Strongroom => &["strongroom-gateway"],
+            // Newer OpenSSH serves a connection from a program of its own.
+            Self::Sshfs | Self::SshfsTuned => &["sshd", "sshd-session", "sftp-server"],
+            Self::Passthrough | Self::Local => &[],
+        }
+    }
+
+    /// The Debian package that provides what the target needs, and the programs that show it is there.
+    pub(crate) const fn needs(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Sshfs | Self::SshfsTuned => {
+                &[("sshfs", "sshfs"), ("sshd", "openssh-server"), ("ssh-keygen", "openssh-client")]
+            }
+            Self::Passthrough => &[("bindfs", "bindfs")],
+            Self::Strongroom | Self::Local => &[],
+        }
+    }
+
+    pub(crate) fn work(self) -> Work {
+        let point = format!("/tmp/{}", self.data());
+        let backing = format!("{EXPORT_IN_GUEST}/{}", self.data());
+        match self {
+            Self::Strongroom => {
+                let options = format!(
+                    "key=/etc/strongroom/holder.key,gateway={},allow_other,log=/var/log/strongroom/mount.log",
+                    strongroom_tests::lab::GATEWAY_ADDRESS
+                );
+                let point = "/mnt".to_owned();
+                let command = ["mount.strongroom", "/etc/strongroom/contract", &point, "-o", &options];
+                Work { mount: Some(mount(&command, &point)), directory: "/mnt/bench".to_owned() }
+            }
+            Self::Sshfs => Work { mount: Some(sshfs(&backing, &point, None)), directory: point },
+            Self::SshfsTuned => {
+                Work { mount: Some(sshfs(&backing, &point, Some(SSHFS_TUNING))), directory: point }
+            }
+            Self::Passthrough => {
+                Work { mount: Some(mount(&["bindfs", &backing, &point], &point)), directory: point }
+            }
+            Self::Local => Work { mount: None, directory: backing },
+        }
+    }
+}
+
+fn mount(command: &[&str], point: &str) -> Mount {
+    Mount { command: command.iter().map(|word| (*word).to_owned()).collect(), point: point.to_owned() }
+}
+
+fn sshfs(export: &str, point: &str, tuning: Option<&str>) -> Mount {
+    let mut options = format!(
+        "port={SSH_PORT},IdentityFile={SSH_IN_GUEST}/id,UserKnownHostsFile={SSH_IN_GUEST}/known,IdentitiesOnly=yes,\
+         StrictHostKeyChecking=yes,ssh_command=ssh -F none"
+    );
+    if let Some(tuning) = tuning {
+        options = format!("{options},{tuning}");
+    }
+    mount(&["sshfs", "-o", &options, &format!("root@storage:{export}"), point], point)
+}
