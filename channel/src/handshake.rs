@@ -164,9 +164,12 @@ fn handshake(mut tls: Tls, socket: Socket, timeout: Duration) -> Result<Channel,
     socket.prepare().map_err(failed)?;
     socket.set_write_timeout(Some(timeout)).map_err(failed)?;
     let mut received = vec![];
+    // The peer's first frames may come together with the end of its handshake.
+    let mut early = vec![];
     loop {
         let mut control = vec![];
-        let (used, step) = tls.receive(&mut received, &mut |_| {}, &mut control);
+        let (used, step) =
+            tls.receive(&mut received, &mut |plain| early.extend_from_slice(plain), &mut control);
         received.drain(..used);
         // No alert is sent after an error: the unbuffered TLS state must not be stepped again then. The peer sees the end.
         let step = step?;
@@ -194,5 +197,5 @@ fn handshake(mut tls: Tls, socket: Socket, timeout: Duration) -> Result<Channel,
     let peer = PublicKey::from_spki(tls.peer_key_der().ok_or(ChannelError::Closed)?)?;
     let alpn =
         tls.alpn().map(<[u8]>::to_vec).ok_or_else(|| ChannelError::Protocol("a known protocol".into()))?;
-    Ok(Channel::new(tls, socket, received, peer, alpn))
+    Ok(Channel::new(tls, socket, received, early, peer, alpn))
 }

@@ -59,7 +59,7 @@ impl Channel {
                 buffer,
                 start: 0,
                 end: received.len(),
-                carry: vec![],
+                carry: early,
                 carried: 0,
                 progress: Progress::default(),
             },

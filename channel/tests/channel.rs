@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed step is a failed test")]
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
@@ -97,6 +97,46 @@ fn many_senders_and_both_directions_at_once() {
         receiving.join().unwrap();
         senders.into_iter().for_each(|sender| sender.join().unwrap());
     }
+}
+
+/// The client's Finished and its first frames in one segment: a relay holds them back until the client has sent all.
+#[test]
+fn frames_that_come_with_the_end_of_the_handshake_are_not_lost() {
+    let (server_key, client_key) = (SecretKey::generate().unwrap(), SecretKey::generate().unwrap());
+    let server = ServerTls::new(&server_key, &[b"p"]).unwrap();
+    let client = ClientTls::new(&client_key, Peer::Key(server_key.public()), b"p").unwrap();
+    let front = TcpListener::bind("127.0.0.1:0").unwrap();
+    let back = TcpListener::bind("127.0.0.1:0").unwrap();
+    let front_address = Address::Tcp(front.local_addr().unwrap());
+    let mut to_server = TcpStream::connect(back.local_addr().unwrap()).unwrap();
+    let accepting =
+        thread::spawn(move || server.accept(Socket::Tcp(back.accept().unwrap().0), LONG).unwrap());
+    let sending = thread::spawn(move || {
+        let near = client.connect(&front_address, LONG).unwrap();
+        near.sender.send(b"first", &pattern(20_000, 1)).unwrap();
+        near.sender.send(b"second", b"2").unwrap();
+        near
+    });
+    let (mut from_client, _) = front.accept().unwrap();
+    let mut chunk = vec![0; 65_536];
+    let count = from_client.read(&mut chunk).unwrap();
+    to_server.write_all(&chunk[..count]).unwrap();
+    let mut back_to_client = from_client.try_clone().unwrap();
+    let mut from_server = to_server.try_clone().unwrap();
+    let relaying = thread::spawn(move || std::io::copy(&mut from_server, &mut back_to_client));
+    let near = sending.join().unwrap();
+    let count = from_client.read(&mut chunk).unwrap();
+    assert!(count > 20_000, "the relay has Finished and the first frame together");
+    to_server.write_all(&chunk[..count]).unwrap();
+    let mut far = accepting.join().unwrap();
+    let mut frame = Frame::new();
+    assert!(far.receiver.recv(&mut frame).unwrap());
+    assert!(frame.header() == b"first" && frame.data() == pattern(20_000, 1));
+    assert!(far.receiver.recv(&mut frame).unwrap());
+    assert_eq!((frame.header(), frame.data()), (&b"second"[..], &b"2"[..]));
+    near.closer.close();
+    far.closer.close();
+    relaying.join().unwrap().ok();
 }
 
 #[test]
