@@ -37,10 +37,12 @@ pub struct Channel {
 }
 
 impl Channel {
+    /// `received`: ciphertext that is not decrypted yet; `early`: plaintext that came before it.
     pub(crate) fn new(
         tls: Tls,
         socket: Socket,
         received: Vec<u8>,
+        early: Vec<u8>,
         peer: PublicKey,
         alpn: Vec<u8>,
     ) -> Channel {
