@@ -50,8 +50,11 @@ fn attenuation(holder: &PublicKey, grants: Vec<Narrowed>) -> Attenuation {
 /// A gateway, a holder, and good terms on alice's documents.
 fn world() -> (Gateway, SecretKey, Terms) {
     let (gateway, holder) = (Gateway::start(), key());
-    let terms =
-        gateway.terms("mail", &holder.public(), &[grant("users/alice/Documents", "/Documents", Rights::READ_WRITE)]);
+    let terms = gateway.terms(
+        "mail",
+        &holder.public(),
+        &[grant("users/alice/Documents", "/Documents", Rights::READ_WRITE)],
+    );
     (gateway, holder, terms)
 }
 
@@ -77,9 +80,19 @@ fn the_good_contract_is_good() {
 fn forged_by_an_unknown_issuer() {
     let (gateway, holder, mut terms) = world();
     let forger = key();
-    refused(&gateway, &holder, &Chain::issue(&terms, &forger).unwrap().to_bytes().unwrap(), RefusedCode::Contract);
+    refused(
+        &gateway,
+        &holder,
+        &Chain::issue(&terms, &forger).unwrap().to_bytes().unwrap(),
+        RefusedCode::Contract,
+    );
     terms.issuer = forger.public().id();
-    refused(&gateway, &holder, &Chain::issue(&terms, &forger).unwrap().to_bytes().unwrap(), RefusedCode::Contract);
+    refused(
+        &gateway,
+        &holder,
+        &Chain::issue(&terms, &forger).unwrap().to_bytes().unwrap(),
+        RefusedCode::Contract,
+    );
 }
 
 #[test]
@@ -154,7 +167,10 @@ fn stolen() {
         match gateway.dial(&thief).hello(hello, &bytes) {
             Greeting::Refused(refusal) => {
                 assert!(
-                    matches!(refusal.code, RefusedCode::NoSession | RefusedCode::Contract | RefusedCode::NoContract),
+                    matches!(
+                        refusal.code,
+                        RefusedCode::NoSession | RefusedCode::Contract | RefusedCode::NoContract
+                    ),
                     "{refusal:?}"
                 );
             }
@@ -186,9 +202,19 @@ fn a_kept_contract_is_handed_to_its_holder_only() {
 fn expired_and_not_yet_valid() {
     let (gateway, holder, mut terms) = world();
     (terms.not_before, terms.expires) = (now() - 7200, now() - 1);
-    refused(&gateway, &holder, &Chain::issue(&terms, &gateway.issuer).unwrap().to_bytes().unwrap(), RefusedCode::Expired);
+    refused(
+        &gateway,
+        &holder,
+        &Chain::issue(&terms, &gateway.issuer).unwrap().to_bytes().unwrap(),
+        RefusedCode::Expired,
+    );
     (terms.not_before, terms.expires) = (now() + 3600, now() + 7200);
-    refused(&gateway, &holder, &Chain::issue(&terms, &gateway.issuer).unwrap().to_bytes().unwrap(), RefusedCode::NotYet);
+    refused(
+        &gateway,
+        &holder,
+        &Chain::issue(&terms, &gateway.issuer).unwrap().to_bytes().unwrap(),
+        RefusedCode::NotYet,
+    );
 }
 
 #[test]
@@ -240,7 +266,9 @@ fn an_older_generation_after_a_reissue() {
     refused(&gateway, &holder, &old.to_bytes().unwrap(), RefusedCode::Revoked);
     // The new one works, and revoking "below 1" later brings nothing back.
     assert_eq!(gateway.enter(&holder, &new).welcome.generation, 2);
-    gateway.admin().revoke(&gateway, Subject::Application { application: terms.application, below_generation: 1 });
+    gateway
+        .admin()
+        .revoke(&gateway, Subject::Application { application: terms.application, below_generation: 1 });
     refused(&gateway, &holder, &old.to_bytes().unwrap(), RefusedCode::Revoked);
 }
 
@@ -248,7 +276,12 @@ fn an_older_generation_after_a_reissue() {
 fn for_another_gateway() {
     let (gateway, holder, mut terms) = world();
     terms.gateway = key().public().gateway_id();
-    refused(&gateway, &holder, &Chain::issue(&terms, &gateway.issuer).unwrap().to_bytes().unwrap(), RefusedCode::Contract);
+    refused(
+        &gateway,
+        &holder,
+        &Chain::issue(&terms, &gateway.issuer).unwrap().to_bytes().unwrap(),
+        RefusedCode::Contract,
+    );
 }
 
 #[test]
@@ -283,12 +316,18 @@ fn reordered_and_spliced_chains() {
 
     let blocks = OpenChain::of(&two).blocks;
     let [a, b, c] = [&blocks[0], &blocks[1], &blocks[2]];
-    for order in [vec![a, c], vec![a, c, b], vec![b, c], vec![c], vec![b, a, c], vec![a, b, b, c], vec![a, a, b, c]] {
+    for order in
+        [vec![a, c], vec![a, c, b], vec![b, c], vec![c], vec![b, a, c], vec![a, b, b, c], vec![a, a, b, c]]
+    {
         let spliced = OpenChain { blocks: order.into_iter().cloned().collect() };
         refused(&gateway, &third, &spliced.to_bytes(), RefusedCode::Contract);
     }
     // The narrowing of one contract put under another of the same holder, which grants more.
-    let other = Terms { id: ContractId::from_bytes([9; 16]), grants: vec![grant("shared", "/shared", Rights::READ_WRITE)], ..terms };
+    let other = Terms {
+        id: ContractId::from_bytes([9; 16]),
+        grants: vec![grant("shared", "/shared", Rights::READ_WRITE)],
+        ..terms
+    };
     let other = OpenChain::of(&Chain::issue(&other, &gateway.issuer).unwrap()).blocks;
     let spliced = OpenChain { blocks: vec![other[0].clone(), b.clone(), c.clone()] };
     refused(&gateway, &third, &spliced.to_bytes(), RefusedCode::Contract);

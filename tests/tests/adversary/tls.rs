@@ -93,7 +93,9 @@ fn send_raw(gateway: &Gateway, bytes: &[u8]) -> Vec<u8> {
     let _ = socket.write_all(bytes);
     let mut answer = vec![];
     match socket.read_to_end(&mut answer) {
-        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => panic!("the door keeps the connection"),
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+            panic!("the door keeps the connection")
+        }
         // A reset is an end too.
         _ => answer,
     }
@@ -136,7 +138,8 @@ fn a_stalled_handshake_ends_and_holds_nobody_up() {
     let begin = Instant::now();
     let mut silent: Vec<_> = (0..4)
         .map(|n| {
-            let socket = crate::support::attacker::socket_from(Some("127.0.0.9".parse().unwrap()), gateway.address);
+            let socket =
+                crate::support::attacker::socket_from(Some("127.0.0.9".parse().unwrap()), gateway.address);
             let strongroom_channel::Socket::Tcp(mut tcp) = socket else { panic!("not TCP") };
             // Nothing; a part of a record; a part of a hello.
             tcp.write_all(&client_hello_12()[..[0, 1, 5, 40][n]]).unwrap();

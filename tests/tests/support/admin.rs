@@ -5,9 +5,9 @@ use strongroom_contracts::revocation::VERSION;
 use strongroom_contracts::{
     Chain, ContractId, FenceReceipt, Revocation, SecretKey, SignedReceipt, SignedRevocation, Subject, codec,
 };
+use strongroom_protocol::ALPN_ADMIN;
 use strongroom_protocol::admin::{AdminAnswer, AdminRequest, SessionInfo, Status};
 use strongroom_protocol::codec::{decode_header, decode_list, encode_header};
-use strongroom_protocol::ALPN_ADMIN;
 
 use super::LONG;
 use super::gateway::{Gateway, now};

@@ -390,14 +390,8 @@ impl Attacker {
 }
 
 pub const CREDENTIALS: Credentials = Credentials { uid: 1000, gid: 1000 };
-pub const READ: OpenFlags = OpenFlags {
-    read: true,
-    write: false,
-    append: false,
-    truncate: false,
-    exclusive: false,
-    sync: false,
-};
+pub const READ: OpenFlags =
+    OpenFlags { read: true, write: false, append: false, truncate: false, exclusive: false, sync: false };
 pub const WRITE: OpenFlags = OpenFlags { read: false, write: true, ..READ };
 pub const BOTH: OpenFlags = OpenFlags { write: true, ..READ };
 pub const APPEND: OpenFlags = OpenFlags { append: true, ..WRITE };

@@ -46,6 +46,7 @@ impl OpenBlock {
 pub fn rename_in_header(header: &[u8], name: &[u8], other: &[u8]) -> Vec<u8> {
     let encoded = |bytes: &[u8]| [&(bytes.len() as u64).to_le_bytes()[..], bytes].concat();
     let needle = encoded(name);
-    let at = header.windows(needle.len()).position(|window| window == needle).expect("the name is in the header");
+    let at =
+        header.windows(needle.len()).position(|window| window == needle).expect("the name is in the header");
     [&header[..at], &encoded(other), &header[at + needle.len()..]].concat()
 }

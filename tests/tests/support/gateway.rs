@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use strongroom_contracts::terms::VERSION;
 use strongroom_contracts::{
-    Audit, Chain, ContractId, Grant, GatewayId, Ownership, PolicyDigest, PublicKey, Rights, SecretKey,
+    Audit, Chain, ContractId, GatewayId, Grant, Ownership, PolicyDigest, PublicKey, Rights, SecretKey,
     SessionLimits, Terms, keys,
 };
 use tempfile::TempDir;
@@ -250,7 +250,8 @@ fn walk(path: &Path, found: &mut BTreeMap<PathBuf, String>) {
     } else {
         String::new()
     };
-    let line = format!("{:o} uid {} links {} size {} {contents}", meta.mode(), meta.uid(), meta.nlink(), meta.len());
+    let line =
+        format!("{:o} uid {} links {} size {} {contents}", meta.mode(), meta.uid(), meta.nlink(), meta.len());
     found.insert(path.to_owned(), line);
     if meta.is_dir() {
         for entry in fs::read_dir(path).unwrap() {
@@ -263,7 +264,8 @@ fn walk(path: &Path, found: &mut BTreeMap<PathBuf, String>) {
 fn own_ip() -> IpAddr {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     loop {
-        let n = std::process::id().wrapping_mul(0x9e37_79b1).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let n =
+            std::process::id().wrapping_mul(0x9e37_79b1).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
         let [_, a, b, c] = n.to_be_bytes();
         // 127.0.0.x is where tests put their clients.
         let ip = Ipv4Addr::new(127, a.clamp(1, 254), b, c.clamp(1, 254));
@@ -278,7 +280,10 @@ pub fn program(name: &str) -> PathBuf {
     let own = std::env::current_exe().unwrap();
     let near = own.ancestors().skip(1).take(2).map(|directory| directory.join(name));
     near.into_iter().find(|path| path.is_file()).unwrap_or_else(|| {
-        panic!("there is no `{name}` beside {}: run `cargo build --workspace --bins` first, or `make test`", own.display())
+        panic!(
+            "there is no `{name}` beside {}: run `cargo build --workspace --bins` first, or `make test`",
+            own.display()
+        )
     })
 }
 
