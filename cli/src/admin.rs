@@ -75,6 +75,10 @@ pub struct AdminClient {
     address: Address,
     channel: Channel,
     frame: Frame,
+    /// Whether the door has answered before, and so knows us.
+    answered: bool,
+    /// Set by a failure after which answers could be taken for those to other requests.
+    broken: bool,
 }
 
 impl std::fmt::Debug for AdminClient {
@@ -101,7 +105,13 @@ impl AdminClient {
         let channel = tls.connect(address, timeout).map_err(unreachable)?;
         channel.sender.set_timeout(Some(timeout)).map_err(unreachable)?;
         channel.receiver.set_timeout(Some(timeout)).map_err(unreachable)?;
-        Ok(AdminClient { address: address.clone(), channel, frame: Frame::new() })
+        Ok(AdminClient {
+            address: address.clone(),
+            channel,
+            frame: Frame::new(),
+            answered: false,
+            broken: false,
+        })
     }
 
     /// Sends a request and waits for its answer. A [`AdminAnswer::Failed`] comes back as an error.
@@ -113,17 +123,24 @@ impl AdminClient {
         request: &AdminRequest,
         data: &[u8],
     ) -> Result<(AdminAnswer, Vec<u8>), AdminError> {
+        if self.broken {
+            return Err(self.unreachable(ChannelError::Closed));
+        }
         let mut header = vec![];
         encode_header(request, &mut header).map_err(|error| self.answer(error.to_string()))?;
+        self.broken = true;
         self.channel.sender.send(&header, data).map_err(|source| self.unreachable(source))?;
         match self.channel.receiver.recv(&mut self.frame) {
             Ok(true) => {}
             // A server that refuses our key says so only now: the client's handshake is over first (RFC 8446, 4.4.2).
-            Ok(false) | Err(ChannelError::Closed | ChannelError::Tls(_)) => {
+            Ok(false) | Err(ChannelError::Closed | ChannelError::Tls(_)) if !self.answered => {
                 return Err(AdminError::NotAnswered { address: self.address.clone() });
             }
+            Ok(false) => return Err(self.unreachable(ChannelError::Closed)),
             Err(source) => return Err(self.unreachable(source)),
         }
+        self.answered = true;
+        self.broken = false;
         let answer = decode_header(self.frame.header()).map_err(|error| self.answer(error.to_string()))?;
         match answer {
             AdminAnswer::Failed { kind: AdminFailure::Refused, text } => Err(AdminError::Refused(text)),

@@ -149,6 +149,14 @@ pub fn read_policies(path: &Path) -> Result<PolicySet, Failure> {
     Ok(PolicySet::parse(sources.collect::<Result<_, Failure>>()?))
 }
 
+/// A warning for each policy file with mistakes.
+pub fn mistakes(policies: &PolicySet) -> Vec<String> {
+    let mut files: Vec<&str> = policies.errors().iter().map(|error| error.file()).collect();
+    files.dedup();
+    let warning = |file| format!("`{file}` has mistakes and is left out; see: contract policy check {file}");
+    files.into_iter().map(warning).collect()
+}
+
 /// What to say when the gateway is not there or says no.
 pub fn gateway_failure(error: AdminError) -> Failure {
     let text = tame(&error.to_string());

@@ -42,10 +42,11 @@ pub fn open(path: &Path, what: &str) -> Result<File, Failure> {
     }
 }
 
-/// Reads the whole of an open text file of at most `most` bytes.
-pub fn read_open(file: File, path: &Path, what: &str, most: usize) -> Result<String, Failure> {
+/// Reads the whole of a text of at most `most` bytes.
+pub fn read_open(source: impl Read, path: &Path, what: &str, most: usize) -> Result<String, Failure> {
     let mut bytes = vec![];
-    file.take(most as u64 + 1)
+    source
+        .take(most as u64 + 1)
         .read_to_end(&mut bytes)
         .map_err(|error| Failure::other(format!("{what} `{}` cannot be read: {error}", path.display())))?;
     if bytes.len() > most {

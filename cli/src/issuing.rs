@@ -6,7 +6,7 @@ use strongroom_contracts::{Application, Chain, ContractId, PublicKey, SecretKey,
 use strongroom_policy::{CeilingError, Issue, Narrowing, NoPolicy, Policy, PolicySet};
 
 use crate::admin::{AdminClient, AdminError, Generations};
-use crate::archive::{Archive, Issued, Lock, Record};
+use crate::archive::{Archive, Issued, Lock};
 use crate::base::{Base, GatewayPlace, gateway_failure};
 use crate::contract_file;
 use crate::failure::{Exit, Failure};

@@ -66,10 +66,12 @@ pub fn write_pair(key: &SecretKey, path: &Path, existing: Existing) -> Result<Pa
     }
     files::check_free(&public, existing)?;
     files::write(path, &key.to_file_text(), files::SECRET, existing)?;
-    files::write(&public, &format!("{}\n", key.public()), files::PUBLIC, existing).inspect_err(|_| {
+    let written = files::write(&public, &format!("{}\n", key.public()), files::PUBLIC, existing);
+    if written.is_err() && existing == Existing::Keep {
         // Half a pair would stop the next attempt; the key is new, so nothing is lost.
         let _ = std::fs::remove_file(path);
-    })?;
+    }
+    written?;
     Ok(public)
 }
 

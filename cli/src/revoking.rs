@@ -1,5 +1,7 @@
 //! Signing revocations, having them carried out, and believing the gateway only by its receipt.
 
+use std::path::PathBuf;
+
 use strongroom_contracts::revocation::{Revocation, VERSION};
 use strongroom_contracts::{Application, FenceReceipt, SignedReceipt, Subject};
 
@@ -58,6 +60,11 @@ pub enum SendError {
 }
 
 impl SendError {
+    /// Whether it may help to send the statement again: always, unless the gateway said no to it.
+    pub fn again(&self) -> bool {
+        !matches!(self, SendError::Admin(AdminError::Refused(_) | AdminError::NotFound(_)))
+    }
+
     /// The failure, for a person who pressed the button.
     pub fn failure(self) -> Failure {
         match self {
@@ -69,7 +76,7 @@ impl SendError {
 }
 
 /// Notes that a revocation is signed: later contracts get a generation above it, whether or not the gateway knows yet.
-pub fn note(archive: &Archive, lock: &Lock, subject: &Subject) -> Result<(), Failure> {
+fn note(archive: &Archive, lock: &Lock, subject: &Subject) -> Result<(), Failure> {
     match subject {
         Subject::Contract(_) => Ok(()),
         Subject::Application { application, below_generation } => {
@@ -78,13 +85,19 @@ pub fn note(archive: &Archive, lock: &Lock, subject: &Subject) -> Result<(), Fai
     }
 }
 
+/// Keeps a revocation that is not known to hold: it counts here at once, and is sent before anything else is issued.
+pub fn keep_pending(archive: &Archive, lock: &Lock, statement: &Statement) -> Result<PathBuf, Failure> {
+    note(archive, lock, &statement.says.subject)?;
+    archive.keep_pending(statement)
+}
+
 /// Notes that a revocation holds, and that those it covers need not be sent any more.
 pub fn settle(
     archive: &Archive,
     lock: &Lock,
     statement: &Statement,
     held: &Held,
-) -> Result<std::path::PathBuf, Failure> {
+) -> Result<PathBuf, Failure> {
     note(archive, lock, &statement.says.subject)?;
     let path = archive.keep_fenced(statement, &held.signed)?;
     for other in archive.pending()? {

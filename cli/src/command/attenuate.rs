@@ -22,7 +22,7 @@ use crate::view::{GrantView, View};
 /// voids everything made from it.
 #[derive(Debug, Args)]
 pub(super) struct Attenuate {
-    /// The contract to narrow
+    /// The contract to narrow (`-`: the standard input)
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// The public key that may exercise the narrower contract, or its .pub file

@@ -8,6 +8,7 @@ use strongroom_contracts::Application;
 
 use super::Context;
 use crate::archive::Archive;
+use crate::base::mistakes;
 use crate::failure::Failure;
 use crate::files::{self, Existing, PUBLIC};
 use crate::issuing::{self, Counter, Issuer, Made, Wish};
@@ -77,7 +78,8 @@ impl Grant {
                 failure.hint(format!("the contract is issued; copy it from {}", made.archived.display()))
             })?;
         }
-        let warnings = counter.map_or(vec![], |counter| counter.warnings);
+        let mut warnings = mistakes(&policies);
+        warnings.extend(counter.map_or(vec![], |counter| counter.warnings));
         self.report(context, &made, text, warnings)
     }
 

@@ -171,9 +171,9 @@ impl Init {
         Report::new(human, json)
             .note("next:")
             .note(format!(
-                "  move {shown}/gateway to the storage guest as /etc/strongroom (the gateway's key belongs there alone),"
+                "  move {shown}/gateway to the storage guest, to /etc/strongroom/gateway (its key belongs there alone),"
             ))
-            .note("  check gateway.toml there, and start: strongroom-gateway /etc/strongroom/gateway.toml".to_owned())
+            .note("  check gateway.toml there, and start: systemctl start strongroom-gateway".to_owned())
             .note("  in each app guest: contract keygen".to_owned())
             .note(format!("  here: contract --dir {shown} grant APP --holder ed25519:… --out APP.contract"))
     }

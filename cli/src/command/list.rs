@@ -17,14 +17,14 @@ use crate::statement::subject_words;
 
 /// List the contracts issued, and whether they are valid and used
 ///
-/// Without --all, only what is valid, or was the last of its holder. What the gateway knows (use, voidness) is left out
+/// Without --all, only the newest contract of each holder, and revoked ones until they expire. What the gateway knows (use, voidness) is left out
 /// if it cannot be reached.
 #[derive(Debug, Args)]
 pub(super) struct List {
     /// Only this application's
     #[arg(value_name = "APP")]
     application: Option<Application>,
-    /// Also those that expired, were superseded or revoked
+    /// Also those that were superseded, and revoked ones that expired
     #[arg(long)]
     all: bool,
     /// Only valid ones that nobody has used; asks the gateway
@@ -92,7 +92,8 @@ impl List {
                 (Standing::Newest, None) if kept.is_some() => "not deposited",
                 (Standing::Newest, _) => "valid",
             };
-            let shown = *standing == Standing::Newest || self.all;
+            let cut = *standing == Standing::Revoked && !expired;
+            let shown = self.all || cut || *standing == Standing::Newest;
             if shown {
                 rows.push(Row {
                     contract: issued.terms.id,

@@ -26,6 +26,8 @@ use crate::output::{Clock, Report, Style, print_failure};
 
 const DEFAULT_DIR: &str = "/etc/strongroom";
 
+const COMMON: &str = "Common options";
+
 const AFTER_HELP: &str = "\
 Exit codes: 0 done; 1 failed for another reason; 2 bad input; 3 denied by the policy or the contract; 4 not found; \
 5 gateway unreachable (after `revoke`: NOT fenced); 6 gateway refused.";
@@ -38,13 +40,14 @@ Exit codes: 0 done; 1 failed for another reason; 2 bad input; 3 denied by the po
 #[command(name = "contract", version, after_help = AFTER_HELP, propagate_version = true)]
 struct Cli {
     /// Use this base directory [default: $STRONGROOM_DIR, or /etc/strongroom]
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR", help_heading = COMMON)]
     dir: Option<PathBuf>,
     /// Write the result as JSON
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = COMMON)]
     json: bool,
     /// Wait at most this long for the gateway, for each answer [default: 10s]
-    #[arg(long, global = true, value_name = "DURATION", value_parser = crate::narrowing::duration)]
+    #[arg(long, global = true, value_name = "DURATION", help_heading = COMMON,
+        value_parser = crate::narrowing::duration)]
     timeout: Option<u64>,
     #[command(subcommand)]
     command: Command,

@@ -7,13 +7,15 @@ use serde_json::json;
 use strongroom_contracts::Application;
 
 use super::Context;
-use crate::archive::{Archive, Issued, Record};
+use crate::archive::{Archive, Issued, Lock};
+use crate::base::mistakes;
 use crate::failure::{Exit, Failure};
 use crate::files::{self, Existing, PUBLIC};
 use crate::issuing::{self, Counter, Issuer, Wish};
 use crate::keys::KeyArgument;
 use crate::output::Report;
 use crate::revoking::{self, SendError};
+use crate::statement::Statement;
 use crate::view::View;
 
 /// Issue a new generation of an application's contracts; older ones become void first
@@ -79,7 +81,8 @@ impl Reissue {
         let generation = record.above_all(known);
         let subject = revoking::all_of(&self.application, generation);
         let statement = revoking::sign(&issuer, subject, &self.why, context.clock.now())?;
-        let held = revoking::send(&mut counter.client, &issuer, &statement).map_err(SendError::failure)?;
+        let sent = revoking::send(&mut counter.client, &issuer, &statement);
+        let held = sent.map_err(|error| not_void(&archive, &lock, &statement, error))?;
         revoking::settle(&archive, &lock, &statement, &held)?;
 
         let (mut human, mut contracts, mut files) = (String::new(), vec![], vec![]);
@@ -111,7 +114,8 @@ impl Reissue {
             "generation {generation}: older contracts of {} are void; the gateway hands the new ones to their holders",
             self.application
         ));
-        report.warnings = counter.warnings;
+        report.warnings = mistakes(&policies);
+        report.warnings.append(&mut counter.warnings);
         Ok(report)
     }
 
@@ -134,5 +138,19 @@ impl Reissue {
             .hint(format!("issue one: contract grant {} --holder KEY", self.application)));
         }
         Ok(list)
+    }
+}
+
+/// The revocation that goes before may or may not hold; it is kept, and sent before anything is issued.
+fn not_void(archive: &Archive, lock: &Lock, statement: &Statement, error: SendError) -> Failure {
+    let again = error.again();
+    let failure = error.failure().hint("older contracts are not known to be void, and nothing was issued");
+    if !again {
+        return failure;
+    }
+    match revoking::keep_pending(archive, lock, statement) {
+        Ok(path) => failure
+            .hint(format!("the signed revocation is kept, and sent by the next attempt: {}", path.display())),
+        Err(other) => failure.hint(format!("the revocation could not be kept either: {other}")),
     }
 }

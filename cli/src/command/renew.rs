@@ -7,6 +7,7 @@ use strongroom_policy::PolicySet;
 
 use super::Context;
 use crate::archive::{Archive, Issued, Standing};
+use crate::base::mistakes;
 use crate::failure::{Exit, Failure};
 use crate::issuing::{self, Counter, Issuer, Made, Wish};
 use crate::output::{Report, Table, failure_json};
@@ -51,13 +52,23 @@ impl Renew {
         }
         let client = context.connect(&base).map_err(|failure| failure.hint("nothing was renewed"))?;
         let mut counter = Counter::open(client, &archive, &issuer, &context.clock)?;
-        let mut outcomes = vec![];
+        let (mut outcomes, mut gone) = (vec![], None::<String>);
         for issued in list {
-            let outcome = self.renew(&policies, &issuer, &archive, &mut counter, &issued);
+            let outcome = match &gone {
+                Some(message) => Outcome::Skipped(Failure::new(Exit::Unreachable, message)),
+                None => self.renew(&policies, &issuer, &archive, &mut counter, &issued),
+            };
+            if let Outcome::Skipped(failure) = &outcome
+                && failure.exit() == Exit::Unreachable
+            {
+                // The others would only wait for the same.
+                gone.get_or_insert_with(|| failure.message().to_owned());
+            }
             outcomes.push((issued, outcome));
         }
         let mut report = self.report(context, &outcomes);
-        report.warnings = shelf.warnings;
+        report.warnings = mistakes(&policies);
+        report.warnings.extend(shelf.warnings);
         report.warnings.append(&mut counter.warnings);
         Ok(report)
     }

@@ -12,7 +12,7 @@ use strongroom_contracts::{Application, ContractId, FenceReceipt, Subject, Terms
 
 use super::Context;
 use crate::admin::{AdminClient, Generations};
-use crate::archive::{Archive, Record};
+use crate::archive::Archive;
 use crate::base::{Base, gateway_failure};
 use crate::failure::{Exit, Failure};
 use crate::issuing::Issuer;
@@ -49,27 +49,39 @@ impl Revoke {
         let target = self.target(&archive)?;
         let mut connection = context.connect(&base);
         let mut warnings = vec![];
-        let subjects = match target {
-            Target::Contract(id) => terms_of(&archive, id, context.clock.now(), &mut warnings),
+        let subject = match &target {
+            Target::Contract(id) => Subject::Contract(*id),
             Target::Application(application) => {
                 let client = connection.as_mut().ok();
-                let below = below(&base, &archive, &application, client, &mut warnings)?;
-                vec![revoking::all_of(&application, below)]
+                revoking::all_of(application, below(&base, &archive, application, client, &mut warnings)?)
             }
         };
-        let sign = |subject| revoking::sign(&issuer, subject, &self.why, context.clock.now());
-        let statements: Vec<Statement> = subjects.into_iter().map(sign).collect::<Result<_, _>>()?;
-        let sent = match &mut connection {
-            Ok(client) => send_all(client, &issuer, &statements),
-            Err(_) => Sent { held: vec![], failure: connection.err() },
-        };
+        let now = context.clock.now();
+        let sign = |subject| revoking::sign(&issuer, subject, &self.why, now);
+        let mut statements = vec![sign(subject)?];
+        let mut sent = Sent::default();
+        match &mut connection {
+            Ok(client) => sent.send(client, &issuer, &statements),
+            Err(failure) => {
+                sent.again = true;
+                sent.failure = Some(failure.take());
+            }
+        }
+        if let Target::Contract(id) = target {
+            // Looked for only now: reading the archive must not hold up the fence.
+            let others = other_terms(&archive, id, now, &mut warnings);
+            statements.extend(others.into_iter().map(sign).collect::<Result<Vec<_>, _>>()?);
+            if let (Ok(client), None) = (&mut connection, &sent.failure) {
+                sent.send(client, &issuer, &statements);
+            }
+        }
         let took = context.started.elapsed();
         let (done, rest) = statements.split_at(sent.held.len());
         if let Some(failure) = sent.failure {
             self.record(&archive, done, &sent.held).map_err(|other| {
                 failure_of(rest, &failure).hint(format!("what was fenced is not on record here: {other}"))
             })?;
-            return Err(self.not_fenced(&archive, rest, &failure));
+            return Err(self.not_fenced(&archive, rest, &failure, sent.again));
         }
         let mut report = report(context, done, &sent.held, took);
         report.warnings = warnings;
@@ -113,14 +125,11 @@ impl Revoke {
         Ok(paths.into_iter().next().unwrap_or_default())
     }
 
-    fn not_fenced(&self, archive: &Archive, rest: &[Statement], failure: &Failure) -> Failure {
+    fn not_fenced(&self, archive: &Archive, rest: &[Statement], failure: &Failure, again: bool) -> Failure {
         let mut result = failure_of(rest, failure);
-        if failure.exit() != Exit::Refused {
+        if again {
             let kept = archive.lock().and_then(|lock| {
-                let keep = |statement: &Statement| {
-                    revoking::note(archive, &lock, &statement.says.subject)?;
-                    archive.keep_pending(statement)
-                };
+                let keep = |statement: &Statement| revoking::keep_pending(archive, &lock, statement);
                 rest.iter().map(keep).collect::<Result<Vec<PathBuf>, Failure>>()
             });
             result = match kept {
@@ -146,21 +155,29 @@ impl Revoke {
     }
 }
 
-/// How far the sending came.
+/// How far the sending came: the first of the statements hold.
+#[derive(Default)]
 struct Sent {
     held: Vec<Held>,
     failure: Option<Failure>,
+    /// Whether it may help to send the rest again.
+    again: bool,
 }
 
-fn send_all(client: &mut AdminClient, issuer: &Issuer, statements: &[Statement]) -> Sent {
-    let mut held = vec![];
-    for statement in statements {
-        match revoking::send(client, issuer, statement) {
-            Ok(one) => held.push(one),
-            Err(error) => return Sent { held, failure: Some(error.failure()) },
+impl Sent {
+    /// Sends the statements that do not hold yet.
+    fn send(&mut self, client: &mut AdminClient, issuer: &Issuer, statements: &[Statement]) {
+        for statement in statements.iter().skip(self.held.len()) {
+            match revoking::send(client, issuer, statement) {
+                Ok(one) => self.held.push(one),
+                Err(error) => {
+                    self.again = error.again();
+                    self.failure = Some(error.failure());
+                    return;
+                }
+            }
         }
     }
-    Sent { held, failure: None }
 }
 
 fn subjects_words(statements: &[Statement]) -> String {
@@ -212,28 +229,33 @@ fn report(context: &Context, done: &[Statement], held: &[Held], took: Duration) 
     Report::new(human, json)
 }
 
-/// The contract, and with it every other one of the same holder that has not expired: to the person who revokes it, the
-/// terms of a renewed contract are one thing, and the older ones would still open the door.
-fn terms_of(archive: &Archive, id: ContractId, now: u64, warnings: &mut Vec<String>) -> Vec<Subject> {
-    let mut ids = vec![id];
-    match archive.shelf(None) {
-        Ok(shelf) => {
-            let all = || shelf.contracts.iter().map(|(issued, _)| &issued.terms);
-            if let Some(named) = all().find(|terms| terms.id == id) {
-                let same =
-                    |terms: &&Terms| terms.application == named.application && terms.holder == named.holder;
-                ids.extend(all().filter(same).filter(|terms| terms.expires > now).map(|terms| terms.id));
-            } else {
-                warnings.push(format!(
-                    "{id} is not in the archive: it voids the contract or block of that number alone"
-                ));
-            }
+/// Every other contract of the same holder that has not expired: to the person who revokes one, the terms of a renewed
+/// contract are one thing, and the older ones would still open the door.
+fn other_terms(archive: &Archive, id: ContractId, now: u64, warnings: &mut Vec<String>) -> Vec<Subject> {
+    let found = archive.find(&id.to_string()).and_then(|found| match found.into_iter().next() {
+        None => Ok(None),
+        Some(named) => Ok(Some((archive.shelf(Some(&named.terms.application))?, named.terms))),
+    });
+    match found {
+        Ok(Some((shelf, named))) => {
+            let other =
+                |terms: &&Terms| terms.id != id && terms.holder == named.holder && terms.expires > now;
+            let terms = shelf.contracts.iter().map(|(issued, _)| &issued.terms);
+            terms.filter(other).map(|terms| Subject::Contract(terms.id)).collect()
         }
-        Err(failure) => warnings.push(format!("the archive does not help: {failure}")),
+        Ok(None) => {
+            warnings.push(format!(
+                "{id} is not in the archive: the contract or block of that number alone was made void"
+            ));
+            vec![]
+        }
+        Err(failure) => {
+            warnings.push(format!(
+                "other terms of the same contract, if there are any, are still valid: {failure}"
+            ));
+            vec![]
+        }
     }
-    let mut seen = std::collections::BTreeSet::new();
-    ids.retain(|id| seen.insert(*id));
-    ids.into_iter().map(Subject::Contract).collect()
 }
 
 /// The lowest generation that stays valid: above everything issued, as far as this side and the gateway know.

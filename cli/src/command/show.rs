@@ -21,7 +21,7 @@ use crate::view::View;
 /// contract's body is not believed. An expired contract is shown as such, with exit code 0; a forged one is not shown.
 #[derive(Debug, Args)]
 pub(super) struct Show {
-    /// A contract file, or the number of a contract in the archive (its first digits are enough)
+    /// A contract file (`-`: the standard input), or the number of a contract in the archive (its first digits are enough)
     #[arg(value_name = "FILE|ID")]
     what: String,
     /// Verify with this issuer's public key, or its .pub file [default: base/issuer.pub of the base directory]

@@ -6,8 +6,7 @@ use clap::Args;
 use serde_json::json;
 use strongroom_policy::{Direction, diff};
 
-use super::mistakes;
-use crate::base::read_policies;
+use crate::base::{mistakes, read_policies};
 use crate::command::Context;
 use crate::failure::Failure;
 use crate::output::Report;

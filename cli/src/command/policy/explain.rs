@@ -6,8 +6,7 @@ use clap::Args;
 use strongroom_contracts::Application;
 use strongroom_policy::explain;
 
-use super::mistakes;
-use crate::base::{Base, read_policies};
+use crate::base::{Base, mistakes, read_policies};
 use crate::command::Context;
 use crate::failure::Failure;
 use crate::issuing;

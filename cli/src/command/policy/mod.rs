@@ -5,7 +5,6 @@ mod diff;
 mod explain;
 
 use clap::{Args, Subcommand};
-use strongroom_policy::PolicySet;
 
 use super::Context;
 use crate::failure::Failure;
@@ -33,14 +32,4 @@ impl Policy {
             Command::Diff(args) => args.run(context),
         }
     }
-}
-
-/// A warning for each file with mistakes.
-fn mistakes(policies: &PolicySet) -> Vec<String> {
-    let mut files: Vec<&str> = policies.errors().iter().map(|error| error.file()).collect();
-    files.dedup();
-    files
-        .into_iter()
-        .map(|file| format!("`{file}` has mistakes and is left out; see: contract policy check {file}"))
-        .collect()
 }
