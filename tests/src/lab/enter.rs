@@ -149,7 +149,7 @@ fn run_in_foreground(mut command: Command, program: &str) -> Result<u8> {
     let mut heard = HANDED_ON.to_vec();
     heard.push(libc::SIGCHLD);
     let signals = Signals::block(&heard)?;
-    sys::die_with_parent(&mut command);
+    sys::foreground_child(&mut command);
     // Inherited, but said: the command's streams are ours.
     command.stdin(Stdio::inherit()).stdout(Stdio::inherit()).stderr(Stdio::inherit());
     let child = match command.spawn() {

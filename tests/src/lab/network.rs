@@ -73,6 +73,8 @@ fn find(plan: &Plan, pids: &[i32], role: Role) -> Option<i32> {
     plan.guests.iter().zip(pids).find(|(guest, _)| guest.role == role).map(|(_, pid)| *pid)
 }
 
+/// Priority -200 is the bridge family's own for filters. At 0 the hooks of `br_netfilter`, where that module is loaded,
+/// come first and take IP packets around the chain.
 fn switch_filter(guests: &[String]) -> String {
     let elements =
         if guests.is_empty() { String::new() } else { format!("elements = {{ {} }}", guests.join(", ")) };
@@ -80,7 +82,7 @@ fn switch_filter(guests: &[String]) -> String {
         "table bridge lab {{
             set guests {{ type ifname . ipv4_addr; {elements} }}
             chain forward {{
-                type filter hook forward priority 0; policy drop;
+                type filter hook forward priority -200; policy drop;
                 iifname \"storage\" accept
                 oifname \"storage\" iifname . ip saddr @guests ip daddr {GATEWAY_HOST} accept
                 oifname \"storage\" iifname . arp saddr ip @guests arp daddr ip {GATEWAY_HOST} accept

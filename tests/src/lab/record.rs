@@ -58,22 +58,32 @@ pub(super) struct ProcessId {
 
 impl ProcessId {
     pub(super) fn of(pid: i32) -> Result<Self> {
-        let (_, start) = stat(pid).with_context(|| format!("process {pid} is gone"))?;
-        Ok(Self { pid, start, boot: boot_id()? })
+        let stat = stat(pid).with_context(|| format!("process {pid} is gone"))?;
+        Ok(Self { pid, start: stat.start, boot: boot_id()? })
     }
 
-    /// Whether it still runs; one that has ended and was not collected does not.
+    /// Whether it still runs. One that is ending, or has ended and was not collected, does not.
     pub(super) fn is_alive(&self) -> bool {
-        boot_id().is_ok_and(|boot| boot == self.boot)
-            && stat(self.pid).is_ok_and(|(state, start)| start == self.start && state != 'Z' && state != 'X')
+        self.stat().is_some_and(|stat| !stat.ending)
     }
 
-    /// A descriptor of exactly this process, or nothing when it has ended.
+    /// A descriptor of exactly this process, also while it is ending; nothing once it is gone.
     pub(super) fn open(&self) -> Option<rustix::fd::OwnedFd> {
         let fd = rustix::process::pidfd_open(Pid::from_raw(self.pid)?, PidfdFlags::empty()).ok()?;
         // Checked after opening: from here on the descriptor cannot change its meaning.
-        self.is_alive().then_some(fd)
+        self.stat().map(|_| fd)
     }
+
+    fn stat(&self) -> Option<Stat> {
+        let same_boot = boot_id().is_ok_and(|boot| boot == self.boot);
+        stat(self.pid).ok().filter(|stat| same_boot && stat.start == self.start)
+    }
+}
+
+/// What `/proc/PID/stat` says of a process, proc(5).
+struct Stat {
+    start: u64,
+    ending: bool,
 }
 
 fn boot_id() -> Result<String> {
@@ -81,14 +91,22 @@ fn boot_id() -> Result<String> {
     Ok(fs::read_to_string(path).with_context(|| format!("cannot read `{path}`"))?.trim().to_owned())
 }
 
-fn stat(pid: i32) -> io::Result<(char, u64)> {
+fn stat(pid: i32) -> io::Result<Stat> {
+    /// `PF_EXITING` of the kernel's `linux/sched.h`.
+    const EXITING: u64 = 4;
     let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The command name may hold anything, also spaces and parentheses: fields count from the last one.
+    // The command name may hold anything, also spaces and parentheses: fields count from the last one, and the first
+    // after it is field 3, the state.
     let rest = text.rsplit_once(')').map_or("", |(_, rest)| rest);
-    let mut fields = rest.split_whitespace();
-    let state = fields.next().and_then(|s| s.chars().next());
-    let start = fields.nth(18).and_then(|s| s.parse().ok());
-    state.zip(start).ok_or_else(|| io::Error::other("unexpected form of /proc/PID/stat"))
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    let number = |field: usize| fields.get(field - 3).and_then(|text| text.parse::<u64>().ok());
+    let state = fields.first().copied();
+    match (state, number(9), number(22)) {
+        (Some(state), Some(flags), Some(start)) => {
+            Ok(Stat { start, ending: matches!(state, "Z" | "X") || flags & EXITING != 0 })
+        }
+        _ => Err(io::Error::other("unexpected form of /proc/PID/stat")),
+    }
 }
 
 impl Record {

@@ -84,12 +84,16 @@ unsafe fn become_program(
 }
 
 /// Let `command` die with the process that starts it (`PR_SET_PDEATHSIG`), so that killing `lab exec` leaves nothing
-/// running in the guest.
-pub(super) fn die_with_parent(command: &mut Command) {
-    // SAFETY: prctl is async-signal-safe and touches no memory of ours.
+/// running in the guest; and let it hear the signals that [`Signals::block`] keeps from this process.
+pub(super) fn foreground_child(command: &mut Command) {
+    // SAFETY: the closure makes async-signal-safe calls only and touches no memory but its own stack.
     unsafe {
         command.pre_exec(|| {
-            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) == 0 {
+            let mut none: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&raw mut none);
+            if libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()) == 0
+                && libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) == 0
+            {
                 Ok(())
             } else {
                 Err(io::Error::last_os_error())

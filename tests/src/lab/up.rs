@@ -390,13 +390,15 @@ fn applications(options: &Options) -> Result<Vec<String>> {
 /// Make the name ours, clearing away what an ended lab of that name left.
 fn claim(place: &Place, programs: &Path, options: &Options) -> Result<()> {
     let _lock = Lock::take()?;
-    if let Some(record) = Record::read(place)?
-        && record.is_alive()
-    {
-        bail!(
-            "the lab `{name}` is up already: `lab down --name {name}` ends it, `--name` takes another",
-            name = place.name
-        );
+    if let Some(record) = Record::read(place)? {
+        if record.is_alive() {
+            bail!(
+                "the lab `{name}` is up already: `lab down --name {name}` ends it, `--name` takes another",
+                name = place.name
+            );
+        }
+        // One that was killed may still be ending.
+        stop(&place.name, &record)?;
     }
     place.remove()?;
     place.make()?;
@@ -599,7 +601,9 @@ fn stop(name: &LabName, record: &Record) -> Result<()> {
         return Ok(());
     };
     // The gateway closes its ledger in peace if it can; the data are a person's own where `--data` was given.
-    if let Ok(lab) = Lab::find(name) {
+    if keeper.is_alive()
+        && let Ok(lab) = Lab::find(name)
+    {
         let _ = lab.stop_gateway(StopHow::Clean);
     }
     // Asked, then made to: SIGKILL always reaches the first process of a namespace from outside.
