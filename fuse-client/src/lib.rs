@@ -1,1 +1,21 @@
-//! placeholder
+//! The mount in an app guest: a FUSE file system that shows what a contract grants, and nothing else.
+//!
+//! It enforces nothing that matters: the gateway does. What it must do is keep applications from noticing that their files
+//! are elsewhere: calls wait while the gateway is away and then go on, and end at once when the contract is void.
+//!
+//! [`fuse`] unpacks what the kernel asks and replies; [`fs`] knows what the answers are, and can be tested without a kernel;
+//! [`transport`] carries requests; [`state`] is what both remember; [`mount`] attaches and detaches.
+
+pub mod attr;
+pub mod cli;
+pub mod contract;
+pub mod errno;
+pub mod fs;
+pub mod fuse;
+pub mod journal;
+pub mod mount;
+pub mod options;
+pub mod state;
+mod sys;
+pub mod transport;
+pub mod tree;

@@ -49,7 +49,12 @@ pub fn entries(data: &[u8]) -> Entries<'_> {
     Entries { rest: data }
 }
 
-impl Entries<'_> {
+impl<'a> Entries<'a> {
+    /// The bytes not read yet.
+    pub fn remaining(&self) -> &'a [u8] {
+        self.rest
+    }
+
     fn take(&mut self) -> Result<DirEntry, CodecError> {
         let short = || CodecError("directory entry cut off".into());
         let (fixed, rest) = self.rest.split_first_chunk::<FIXED>().ok_or_else(short)?;

@@ -1,0 +1,277 @@
+//! Directories: opening and listing.
+
+use fuser::{Errno, FileAttr, FileType, INodeNo};
+use strongroom_protocol::attr::{Handle, Node, OpenFlags};
+use strongroom_protocol::op::Op;
+use strongroom_protocol::readdir::{DirEntry, entries};
+use strongroom_protocol::reply::{Entry, Outcome};
+
+use super::{Caller, Fs, Place, Told};
+use crate::attr::entry_type;
+use crate::errno::{Ended, errno};
+use crate::state::OpenFile;
+use crate::transport::{Answer, Payload};
+use crate::tree::Branch;
+
+/// Bytes of entries asked for at a time; what the kernel has no room for yet is kept for its next request.
+const PAGE: u32 = 64 * 1024;
+/// Where to go on after `.` and `..`, which the gateway does not send. Its cookies are positions of its file system, and
+/// none of ext4, XFS, btrfs, tmpfs gives out these two.
+const AFTER_DOT: u64 = 0x7fff_ffff_ffff_fff1;
+const AFTER_DOTDOT: u64 = 0x7fff_ffff_ffff_fff2;
+
+/// An entry as the kernel takes it.
+pub struct DirOut<'a> {
+    /// Inode number of the mount.
+    pub number: u64,
+    /// Where to go on after it.
+    pub offset: u64,
+    /// Type.
+    pub kind: FileType,
+    /// Name.
+    pub name: &'a [u8],
+    /// Attributes, for a listing with them.
+    pub told: Option<Told>,
+}
+
+/// Takes entries, and then is finished once.
+pub trait Sink: Send + 'static {
+    /// Whether attributes are wanted.
+    const PLUS: bool;
+    /// Adds an entry; returns whether it was left out for want of room.
+    fn add(&mut self, entry: &DirOut<'_>) -> bool;
+    /// All that fits is there, or nothing can be listed.
+    fn finish(self, result: Result<(), Errno>);
+}
+
+/// What became of a page.
+enum Served {
+    /// The kernel has enough.
+    Full,
+    /// The page was used up, to this cookie; whether anything came of it.
+    Through { cookie: u64, any: bool },
+}
+
+impl Fs {
+    /// Opens a directory.
+    pub fn opendir(
+        &self,
+        caller: Caller,
+        number: u64,
+        done: impl FnOnce(Result<u64, Errno>) + Send + 'static,
+    ) {
+        let node = match self.place(number) {
+            // Nothing of the skeleton is open at the gateway.
+            Place::Skeleton(_) => return done(self.unbarred().map(|()| 0)),
+            Place::Granted(node) => node,
+        };
+        let fs = self.clone();
+        let read = move |answer: Answer<'_>| match answer.outcome {
+            Outcome::Opened(handle, _) => {
+                let flags = OpenFlags { read: true, ..OpenFlags::default() };
+                let file = OpenFile::new(node, flags, true, false, answer.epoch, handle);
+                Ok(fs.state.handles.lock().add(file))
+            }
+            _ => Err(errno(Ended::Protocol)),
+        };
+        self.ask(caller, Op::Opendir { node }, Payload::default(), read, done);
+    }
+
+    /// Closes a directory.
+    pub fn releasedir(
+        &self,
+        caller: Caller,
+        file: u64,
+        done: impl FnOnce(Result<(), Errno>) + Send + 'static,
+    ) {
+        if file == 0 { done(Ok(())) } else { self.release(caller, file, None, done) }
+    }
+
+    /// Brings a directory to stable storage.
+    pub fn fsyncdir(&self, caller: Caller, file: u64, done: impl FnOnce(Result<(), Errno>) + Send + 'static) {
+        if file == 0 { done(Ok(())) } else { self.fsync(caller, file, false, done) }
+    }
+
+    /// Lists a directory from `offset` on.
+    pub fn readdir<S: Sink>(&self, caller: Caller, number: u64, file: u64, offset: u64, mut sink: S) {
+        let node = match self.place(number) {
+            Place::Skeleton(directory) => {
+                let listed = self.unbarred().map(|()| self.list_skeleton(directory, offset, &mut sink));
+                return sink.finish(listed);
+            }
+            Place::Granted(node) => node,
+        };
+        let open = self.state.handles.lock().get(file);
+        let Some(open) = open else { return sink.finish(Err(Errno::EBADF)) };
+        let cookie = match offset {
+            0 => {
+                self.add_dots(number, self.parent_number(node), 0, &mut sink);
+                0
+            }
+            AFTER_DOT => {
+                self.add_dots(number, self.parent_number(node), 1, &mut sink);
+                0
+            }
+            AFTER_DOTDOT => 0,
+            cookie => cookie,
+        };
+        // Going back to the start is asking what is there now (rewinddir(3)).
+        let kept = if offset == 0 { vec![] } else { take_kept(&open, cookie, S::PLUS) };
+        if kept.is_empty() {
+            return self.next_page(caller, file, node, cookie, sink, offset == 0);
+        }
+        match self.serve(&open, node, cookie, &kept, &mut sink) {
+            Served::Through { cookie, any: false } => self.next_page(caller, file, node, cookie, sink, false),
+            Served::Full | Served::Through { .. } => sink.finish(Ok(())),
+        }
+    }
+
+    fn next_page<S: Sink>(
+        &self,
+        caller: Caller,
+        file: u64,
+        node: Node,
+        cookie: u64,
+        mut sink: S,
+        dots: bool,
+    ) {
+        let fs = self.clone();
+        let op = Op::Readdir { handle: Handle(file), cookie, max_bytes: PAGE, plus: S::PLUS };
+        self.ask_data(caller, op, Payload::default(), move |result| {
+            let data = match result {
+                Ok(data) => data,
+                Err(errno) => return sink.finish(Err(errno)),
+            };
+            let open = fs.state.handles.lock().get(file);
+            let Some(open) = open else { return sink.finish(Err(Errno::EBADF)) };
+            match fs.serve(&open, node, cookie, data, &mut sink) {
+                // All of them vanished meanwhile; an empty answer would mean the end.
+                Served::Through { cookie, any: false } if !data.is_empty() && !dots => {
+                    fs.next_page(caller, file, node, cookie, sink, false);
+                }
+                Served::Full | Served::Through { .. } => sink.finish(Ok(())),
+            }
+        });
+    }
+
+    /// Adds the entries of a page; keeps what does not fit.
+    fn serve<S: Sink>(&self, open: &OpenFile, node: Node, from: u64, data: &[u8], sink: &mut S) -> Served {
+        let mut page = entries(data);
+        let mut cookie = from;
+        let mut any = false;
+        loop {
+            let rest = page.remaining();
+            let entry = match page.next() {
+                Some(Ok(entry)) => entry,
+                // Damaged: what came before it counts, and the next request starts after that.
+                Some(Err(_)) | None => return Served::Through { cookie, any },
+            };
+            let (next, added) = (entry.cookie, self.add_entry(node, entry, sink));
+            match added {
+                Some(true) => any = true,
+                Some(false) => {
+                    let mut kept = open.listing.lock();
+                    kept.cookie = cookie;
+                    kept.plus = S::PLUS;
+                    kept.data = rest.to_vec();
+                    return Served::Full;
+                }
+                None => {}
+            }
+            cookie = next;
+        }
+    }
+
+    /// Whether the entry was added; `None` if it is not to be shown.
+    fn add_entry<S: Sink>(&self, parent: Node, entry: DirEntry, sink: &mut S) -> Option<bool> {
+        let node = Node { grant: parent.grant, ino: entry.ino };
+        let number = self.state.nodes.lock().number(node);
+        let mut out = DirOut {
+            number,
+            offset: entry.cookie,
+            kind: entry_type(entry.kind).unwrap_or(FileType::RegularFile),
+            name: entry.name.as_bytes(),
+            told: None,
+        };
+        if S::PLUS {
+            // Without attributes: it vanished meanwhile.
+            let attr = entry.attr?;
+            out.told = Some(Told { attr: self.shown_attr(node, &attr).ok()?, generation: attr.generation });
+        }
+        if sink.add(&out) {
+            return Some(false);
+        }
+        if let Some(told) = out.told {
+            self.state.nodes.lock().tell_named(node, told.generation, parent, entry.name);
+        }
+        Some(true)
+    }
+
+    fn parent_number(&self, node: Node) -> u64 {
+        let mut nodes = self.state.nodes.lock();
+        let parent = nodes.parent(node);
+        parent.map_or(crate::tree::ROOT, |parent| nodes.number(parent))
+    }
+
+    fn add_dots<S: Sink>(&self, number: u64, parent: u64, from: usize, sink: &mut S) {
+        let dots = [(number, AFTER_DOT, &b"."[..]), (parent, AFTER_DOTDOT, &b".."[..])];
+        for (number, offset, name) in dots.into_iter().skip(from) {
+            // The kernel takes neither for something it was told of.
+            let told = Some(Told {
+                attr: FileAttr { ino: INodeNo(number), ..self.skeleton_attr(number) },
+                generation: 0,
+            });
+            if sink.add(&DirOut { number, offset, kind: FileType::Directory, name, told }) {
+                return;
+            }
+        }
+    }
+
+    fn list_skeleton<S: Sink>(&self, directory: u64, offset: u64, sink: &mut S) {
+        let (parent, children) = {
+            let tree = self.state.tree.read();
+            (tree.parent(directory), tree.entries(directory))
+        };
+        let dots =
+            [(b".".to_vec(), Branch::Directory(directory)), (b"..".to_vec(), Branch::Directory(parent))];
+        let all = dots.into_iter().chain(children).enumerate();
+        for (position, (name, branch)) in all.skip(usize::try_from(offset).unwrap_or(usize::MAX)) {
+            let offset = position as u64 + 1;
+            let root = match branch {
+                Branch::Directory(_) => None,
+                Branch::Grant(grant) => self.root_entry(grant),
+            };
+            let (number, told) = match (branch, &root) {
+                (Branch::Directory(number), _) => {
+                    (number, Some(Told { attr: self.skeleton_attr(number), generation: 0 }))
+                }
+                (Branch::Grant(_), Some((node, entry))) => {
+                    let attr = self.shown_attr(*node, &entry.attr).ok();
+                    let number = self.state.nodes.lock().number(*node);
+                    (number, attr.map(|attr| Told { attr, generation: entry.attr.generation }))
+                }
+                (Branch::Grant(_), None) => (0, None),
+            };
+            if sink.add(&DirOut { number, offset, kind: FileType::Directory, name: &name, told }) {
+                return;
+            }
+            if S::PLUS
+                && let Some((node, entry)) = root
+            {
+                self.state.nodes.lock().tell_root(node, entry.attr.generation);
+            }
+        }
+    }
+
+    /// The root of a grant as it was told at the welcome; its attributes are only shown for as long as a listing takes.
+    fn root_entry(&self, grant: u16) -> Option<(Node, Entry)> {
+        let attr = self.state.grants.read().get(grant)?.root?;
+        let node = Node { grant, ino: attr.ino };
+        Some((node, Entry { node, attr }))
+    }
+}
+
+fn take_kept(open: &OpenFile, cookie: u64, plus: bool) -> Vec<u8> {
+    let mut kept = open.listing.lock();
+    if kept.cookie == cookie && kept.plus == plus { std::mem::take(&mut kept.data) } else { vec![] }
+}

@@ -1,0 +1,256 @@
+//! Open files: opening, reading, writing, closing.
+
+use fuser::{Errno, FopenFlags};
+use strongroom_protocol::attr::{Handle, OpenFlags};
+use strongroom_protocol::frame::MAX_DATA;
+use strongroom_protocol::name::Name;
+use strongroom_protocol::op::Op;
+use strongroom_protocol::reply::Outcome;
+
+use super::{Caller, Fs, Told};
+use crate::errno::{Ended, errno, of_name};
+use crate::state::OpenFile;
+use crate::transport::{Answer, Payload};
+
+/// Most bytes that one request copies: the gateway is busy with it, and a fence waits for it. Callers go on after a
+/// short count (copy_file_range(2)).
+const MAX_COPY: u64 = 64 << 20;
+
+/// An open file as the kernel is told of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// Its number.
+    pub file: u64,
+    /// How the kernel treats it.
+    pub flags: FopenFlags,
+}
+
+/// What lseek(2) looks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SeekFrom {
+    /// The next data (SEEK_DATA).
+    Data,
+    /// The next hole (SEEK_HOLE).
+    Hole,
+}
+
+/// The flags of open(2) as they travel.
+pub(super) fn open_flags(flags: i32) -> OpenFlags {
+    let access = flags & libc::O_ACCMODE;
+    OpenFlags {
+        read: access != libc::O_WRONLY,
+        write: access != libc::O_RDONLY,
+        append: flags & libc::O_APPEND != 0,
+        truncate: flags & libc::O_TRUNC != 0,
+        exclusive: flags & libc::O_EXCL != 0,
+        sync: flags & (libc::O_SYNC | libc::O_DSYNC) != 0,
+    }
+}
+
+/// A handle that appends bypasses the page cache: the gateway puts the bytes at the end as it is by then, which the kernel,
+/// not having asked, may take for another place.
+fn fopen_flags(flags: OpenFlags) -> FopenFlags {
+    if flags.append && flags.write { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::empty() }
+}
+
+impl Fs {
+    /// Opens a file.
+    pub fn open(
+        &self,
+        caller: Caller,
+        number: u64,
+        flags: i32,
+        done: impl FnOnce(Result<Opened, Errno>) + Send + 'static,
+    ) {
+        let node = match self.granted(number) {
+            Ok(node) => node,
+            Err(errno) => return done(Err(errno)),
+        };
+        let flags = OpenFlags { exclusive: false, ..open_flags(flags) };
+        let fs = self.clone();
+        let read = move |answer: Answer<'_>| match answer.outcome {
+            Outcome::Opened(handle, _) => {
+                let file = OpenFile::new(node, flags, false, false, answer.epoch, handle);
+                Ok(Opened { file: fs.state.handles.lock().add(file), flags: fopen_flags(flags) })
+            }
+            _ => Err(errno(Ended::Protocol)),
+        };
+        self.ask(caller, Op::Open { node, flags }, Payload::default(), read, done);
+    }
+
+    /// Creates and opens a file.
+    pub fn create(
+        &self,
+        caller: Caller,
+        place: (u64, &[u8]),
+        mode: u32,
+        flags: i32,
+        done: impl FnOnce(Result<(Told, Opened), Errno>) + Send + 'static,
+    ) {
+        let (parent, name) = match (self.granted(place.0), Name::new(place.1)) {
+            (Ok(parent), Ok(name)) => (parent, name),
+            (Err(errno), _) => return done(Err(errno)),
+            (_, Err(error)) => return done(Err(of_name(error))),
+        };
+        let flags = open_flags(flags);
+        let op = Op::Create { parent, name: name.clone(), mode, flags, by: caller.credentials() };
+        let fs = self.clone();
+        let read = move |answer: Answer<'_>| match answer.outcome {
+            Outcome::Created(handle, entry) => {
+                let told = fs.told(parent, name, &entry)?;
+                let node = strongroom_protocol::attr::Node { grant: parent.grant, ino: entry.node.ino };
+                let file = OpenFile::new(node, flags, false, true, answer.epoch, handle);
+                let file = fs.state.handles.lock().add(file);
+                Ok((told, Opened { file, flags: fopen_flags(flags) }))
+            }
+            _ => Err(errno(Ended::Protocol)),
+        };
+        self.ask(caller, op, Payload::default(), read, done);
+    }
+
+    /// Reads at most `length` bytes; fewer only at the end of the file.
+    pub fn read(
+        &self,
+        caller: Caller,
+        file: u64,
+        offset: u64,
+        length: u32,
+        done: impl FnOnce(Result<&[u8], Errno>) + Send + 'static,
+    ) {
+        let length = length.min(MAX_DATA as u32);
+        self.ask_data(caller, Op::Read { handle: Handle(file), offset, length }, Payload::default(), done);
+    }
+
+    /// Writes; the answer is how many bytes were.
+    pub fn write(
+        &self,
+        caller: Caller,
+        file: u64,
+        offset: u64,
+        data: &[u8],
+        done: impl FnOnce(Result<u32, Errno>) + Send + 'static,
+    ) {
+        // The kernel sends no more than was agreed upon; should it, the rest is written after a short count.
+        let data = data.get(..MAX_DATA).unwrap_or(data);
+        let op = Op::Write { handle: Handle(file), offset };
+        self.ask(caller, op, Payload::copy(data), written, done);
+    }
+
+    /// A descriptor is closed.
+    pub fn flush(
+        &self,
+        caller: Caller,
+        file: u64,
+        lock_owner: u64,
+        done: impl FnOnce(Result<(), Errno>) + Send + 'static,
+    ) {
+        let open = self.state.handles.lock().get(file);
+        let Some(open) = open else { return done(Err(Errno::EBADF)) };
+        // Writes are answered when the gateway has them, so there is nothing to tell but locks to release.
+        if !self.state.locks.lock().may_have(open.node, lock_owner) {
+            let dead = open.wire.lock().dead;
+            return done(self.unbarred().and(dead.map_or(Ok(()), Err)));
+        }
+        let fs = self.clone();
+        let op = Op::Flush { handle: Handle(file), lock_owner };
+        self.ask_done(caller, op, Payload::default(), move |result| {
+            fs.state.locks.lock().drop_owner(open.node, lock_owner);
+            done(result);
+        });
+    }
+
+    /// The last descriptor is closed.
+    pub fn release(
+        &self,
+        caller: Caller,
+        file: u64,
+        lock_owner: Option<u64>,
+        done: impl FnOnce(Result<(), Errno>) + Send + 'static,
+    ) {
+        let open = self.state.handles.lock().close(file);
+        let Some(open) = open else { return done(Err(Errno::EBADF)) };
+        let fs = self.clone();
+        let op = Op::Release { handle: Handle(file), lock_owner };
+        self.ask_done(caller, op, Payload::default(), move |_| {
+            let mut locks = fs.state.locks.lock();
+            locks.drop_through(file);
+            if let Some(owner) = lock_owner {
+                locks.drop_owner(open.node, owner);
+            }
+            drop(locks);
+            fs.state.handles.lock().remove(file);
+            // There is nobody left to tell of a failure (close(2) has returned).
+            done(Ok(()));
+        });
+    }
+
+    /// Brings a file or directory to stable storage.
+    pub fn fsync(
+        &self,
+        caller: Caller,
+        file: u64,
+        data_only: bool,
+        done: impl FnOnce(Result<(), Errno>) + Send + 'static,
+    ) {
+        self.ask_done(caller, Op::Fsync { handle: Handle(file), data_only }, Payload::default(), done);
+    }
+
+    /// fallocate(2).
+    pub fn fallocate(
+        &self,
+        caller: Caller,
+        file: u64,
+        range: (u64, u64),
+        mode: i32,
+        done: impl FnOnce(Result<(), Errno>) + Send + 'static,
+    ) {
+        let (offset, length) = range;
+        // The bits as they are.
+        let op = Op::Fallocate { handle: Handle(file), mode: mode as u32, offset, length };
+        self.ask_done(caller, op, Payload::default(), done);
+    }
+
+    /// The next data or hole.
+    pub fn seek(
+        &self,
+        caller: Caller,
+        file: u64,
+        offset: i64,
+        from: SeekFrom,
+        done: impl FnOnce(Result<i64, Errno>) + Send + 'static,
+    ) {
+        let Ok(offset) = u64::try_from(offset) else { return done(Err(Errno::ENXIO)) };
+        let op = Op::Seek { handle: Handle(file), offset, hole: from == SeekFrom::Hole };
+        let read = |answer: Answer<'_>| match answer.outcome {
+            Outcome::Offset(offset) => i64::try_from(offset).map_err(|_| Errno::EOVERFLOW),
+            _ => Err(errno(Ended::Protocol)),
+        };
+        self.ask(caller, op, Payload::default(), read, done);
+    }
+
+    /// copy_file_range(2); may copy less.
+    pub fn copy(
+        &self,
+        caller: Caller,
+        from: (u64, u64),
+        to: (u64, u64),
+        length: u64,
+        done: impl FnOnce(Result<u32, Errno>) + Send + 'static,
+    ) {
+        let op = Op::CopyRange {
+            from: Handle(from.0),
+            from_offset: from.1,
+            to: Handle(to.0),
+            to_offset: to.1,
+            length: length.min(MAX_COPY),
+        };
+        self.ask(caller, op, Payload::default(), written, done);
+    }
+}
+
+fn written(answer: Answer<'_>) -> Result<u32, Errno> {
+    match answer.outcome {
+        Outcome::Written { count, .. } => u32::try_from(count).map_err(|_| errno(Ended::Protocol)),
+        _ => Err(errno(Ended::Protocol)),
+    }
+}

@@ -1,0 +1,182 @@
+//! Open files and directories, and how to open them again.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use fuser::Errno;
+use parking_lot::Mutex;
+use strongroom_protocol::attr::{Handle, Node, OpenFlags};
+
+/// Where an open file stands with the gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wire {
+    /// The client's count of gateway processes and sessions; a handle of another one is unknown there.
+    pub epoch: u64,
+    /// The gateway's handle.
+    pub handle: Handle,
+    /// Why it could not be opened again.
+    pub dead: Option<Errno>,
+}
+
+/// An open file or directory.
+#[derive(Debug)]
+pub struct OpenFile {
+    /// What is open.
+    pub node: Node,
+    /// How.
+    pub flags: OpenFlags,
+    /// Whether it is a directory.
+    pub directory: bool,
+    /// Whether it was opened by creating, so that it may claim the rights of the creator.
+    pub created: bool,
+    /// Its handle at the gateway.
+    pub wire: Mutex<Wire>,
+    /// Entries that came with the last page of the directory and have not been asked for yet.
+    pub listing: Mutex<Listing>,
+    closing: Mutex<bool>,
+}
+
+/// A page of a directory in the form of the wire, from `cookie` on.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// The cookie of the first byte.
+    pub cookie: u64,
+    /// Whether the attributes are in it.
+    pub plus: bool,
+    /// The entries not yet used.
+    pub data: Vec<u8>,
+}
+
+impl OpenFile {
+    /// A file just opened.
+    pub fn new(
+        node: Node,
+        flags: OpenFlags,
+        directory: bool,
+        created: bool,
+        epoch: u64,
+        handle: Handle,
+    ) -> OpenFile {
+        OpenFile {
+            node,
+            // What is opened again must not be cut again, and exists.
+            flags: OpenFlags { truncate: false, exclusive: false, ..flags },
+            directory,
+            created,
+            wire: Mutex::new(Wire { epoch, handle, dead: None }),
+            listing: Mutex::default(),
+            closing: Mutex::new(false),
+        }
+    }
+
+    /// Whether its release is under way.
+    pub fn closing(&self) -> bool {
+        *self.closing.lock()
+    }
+}
+
+/// The open files of the mount, by the number that the kernel has.
+#[derive(Debug, Default)]
+pub struct Handles {
+    open: HashMap<u64, Arc<OpenFile>>,
+    by_node: HashMap<Node, Vec<u64>>,
+    last: u64,
+}
+
+impl Handles {
+    /// Notes an open file; returns its number.
+    pub fn add(&mut self, file: OpenFile) -> u64 {
+        self.last += 1;
+        self.by_node.entry(file.node).or_default().push(self.last);
+        self.open.insert(self.last, Arc::new(file));
+        self.last
+    }
+
+    /// An open file.
+    pub fn get(&self, number: u64) -> Option<Arc<OpenFile>> {
+        self.open.get(&number).cloned()
+    }
+
+    /// Marks a file as being released: it serves no other request any more.
+    pub fn close(&mut self, number: u64) -> Option<Arc<OpenFile>> {
+        let file = self.open.get(&number)?.clone();
+        *file.closing.lock() = true;
+        self.unlist(file.node, number);
+        Some(file)
+    }
+
+    fn unlist(&mut self, node: Node, number: u64) {
+        if let Some(list) = self.by_node.get_mut(&node) {
+            list.retain(|other| *other != number);
+            if list.is_empty() {
+                self.by_node.remove(&node);
+            }
+        }
+    }
+
+    /// Forgets a file that was released.
+    pub fn remove(&mut self, number: u64) {
+        if let Some(file) = self.open.remove(&number) {
+            self.unlist(file.node, number);
+        }
+    }
+
+    /// An open file of the node that suits, if there is one.
+    pub fn of_node(&self, node: Node, suits: impl Fn(&OpenFile) -> bool) -> Option<u64> {
+        let list = self.by_node.get(&node)?;
+        list.iter().copied().find(|number| {
+            self.open.get(number).is_some_and(|file| file.wire.lock().dead.is_none() && suits(file))
+        })
+    }
+
+    /// All open files, in the order in which they were opened.
+    pub fn all(&self) -> Vec<(u64, Arc<OpenFile>)> {
+        let mut all: Vec<_> = self.open.iter().map(|(number, file)| (*number, file.clone())).collect();
+        all.sort_unstable_by_key(|(number, _)| *number);
+        all
+    }
+
+    /// How many are open.
+    pub fn len(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Whether none is open.
+    pub fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(ino: u64, write: bool) -> OpenFile {
+        let flags = OpenFlags { read: true, write, truncate: true, exclusive: true, ..OpenFlags::default() };
+        OpenFile::new(Node { grant: 0, ino }, flags, false, write, 1, Handle(ino))
+    }
+
+    #[test]
+    fn what_is_opened_again_is_not_cut_again() {
+        let file = file(1, true);
+        assert!(!file.flags.truncate && !file.flags.exclusive && file.flags.write);
+    }
+
+    #[test]
+    fn files_are_found_by_node_until_they_close_or_die() {
+        let mut handles = Handles::default();
+        let node = Node { grant: 0, ino: 5 };
+        let reader = handles.add(file(5, false));
+        let writer = handles.add(file(5, true));
+        assert_eq!(handles.of_node(node, |file| file.created), Some(writer));
+        assert_eq!(handles.of_node(node, |_| true), Some(reader));
+        handles.get(reader).unwrap().wire.lock().dead = Some(Errno::EIO);
+        assert_eq!(handles.of_node(node, |_| true), Some(writer));
+        assert!(handles.close(writer).unwrap().closing());
+        assert_eq!(handles.of_node(node, |_| true), None);
+        assert!(handles.get(writer).is_some(), "until it is released");
+        handles.remove(writer);
+        handles.remove(reader);
+        assert!(handles.is_empty() && handles.by_node.is_empty());
+    }
+}

@@ -1,0 +1,307 @@
+//! The nodes that the kernel knows: how often it was told of them, and by what name they can be found again.
+
+use std::collections::HashMap;
+
+use strongroom_protocol::attr::Node;
+use strongroom_protocol::name::{MAX_PATH, Name};
+
+/// The bits of an inode number of the mount that hold the one of the storage guest.
+const BITS: u32 = 48;
+/// Marks numbers that were given out one by one, because the storage guest's does not fit in [`BITS`].
+const WIDE: u64 = 1 << 63;
+
+/// What is known of a node.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// Tells apart files that had the number one after the other.
+    pub generation: u64,
+    lookups: u64,
+    place: Option<(Node, Name)>,
+    root: bool,
+}
+
+/// The nodes that the kernel knows.
+#[derive(Debug, Default)]
+pub struct Nodes {
+    known: HashMap<Node, Known>,
+    by_name: HashMap<(Node, Name), Node>,
+    wide: HashMap<u64, Node>,
+    wide_numbers: HashMap<Node, u64>,
+    forgotten: Vec<Node>,
+}
+
+impl Nodes {
+    /// The inode number of the mount for a node.
+    pub fn number(&mut self, node: Node) -> u64 {
+        if node.ino >> BITS == 0 {
+            return (u64::from(node.grant) + 1) << BITS | node.ino;
+        }
+        let free = WIDE | (self.wide.len() as u64 + 1);
+        let number = *self.wide_numbers.entry(node).or_insert(free);
+        self.wide.insert(number, node);
+        number
+    }
+
+    /// The node of an inode number of the mount; `None` for the skeleton's.
+    pub fn node(&self, number: u64) -> Option<Node> {
+        if number & WIDE != 0 {
+            return self.wide.get(&number).copied();
+        }
+        let grant = (number >> BITS).checked_sub(1)?;
+        Some(Node { grant: u16::try_from(grant).ok()?, ino: number & ((1 << BITS) - 1) })
+    }
+
+    /// Notes that the kernel is told of the root of a grant; returns its inode number.
+    pub fn tell_root(&mut self, node: Node, generation: u64) -> u64 {
+        self.tell(node, generation, None)
+    }
+
+    /// Notes that the kernel is told of a node by this name; returns its inode number.
+    pub fn tell_named(&mut self, node: Node, generation: u64, parent: Node, name: Name) -> u64 {
+        self.tell(node, generation, Some((parent, name)))
+    }
+
+    fn tell(&mut self, node: Node, generation: u64, place: Option<(Node, Name)>) -> u64 {
+        let root = place.is_none();
+        let known = self.known.entry(node).or_insert(Known { generation, lookups: 0, place: None, root });
+        known.generation = generation;
+        known.lookups += 1;
+        known.root |= root;
+        if let Some(place) = place
+            && known.place.as_ref() != Some(&place)
+        {
+            let former = known.place.replace(place.clone());
+            self.unname(former, node);
+            self.by_name.insert(place, node);
+        }
+        self.number(node)
+    }
+
+    fn unname(&mut self, place: Option<(Node, Name)>, node: Node) {
+        if let Some(place) = place
+            && self.by_name.get(&place) == Some(&node)
+        {
+            self.by_name.remove(&place);
+        }
+    }
+
+    /// The directory in which a node was last seen; `None` for the root of a grant.
+    pub fn parent(&self, node: Node) -> Option<Node> {
+        Some(self.known.get(&node)?.place.as_ref()?.0)
+    }
+
+    /// What is known of a node.
+    pub fn get(&self, node: Node) -> Option<&Known> {
+        self.known.get(&node)
+    }
+
+    /// Takes back `lookups` tellings; a node of which none are left is forgotten.
+    pub fn forget(&mut self, number: u64, lookups: u64) {
+        let Some(node) = self.node(number) else { return };
+        let Some(known) = self.known.get_mut(&node) else { return };
+        known.lookups = known.lookups.saturating_sub(lookups);
+        if known.lookups == 0 {
+            let place = known.place.take();
+            self.known.remove(&node);
+            self.unname(place, node);
+            if number & WIDE != 0 {
+                self.wide.remove(&number);
+                self.wide_numbers.remove(&node);
+            }
+            self.forgotten.push(node);
+        }
+    }
+
+    /// Notes a node that the gateway knows and the kernel does not, so that the gateway is told to forget it.
+    pub fn never_told(&mut self, node: Node) {
+        self.forgotten.push(node);
+    }
+
+    /// Nodes that the gateway need not know any more, and that have not become known again meanwhile.
+    pub fn take_forgotten(&mut self) -> Vec<Node> {
+        let mut forgotten = std::mem::take(&mut self.forgotten);
+        forgotten.retain(|node| !self.known.contains_key(node));
+        forgotten
+    }
+
+    /// How many wait in [`Nodes::take_forgotten`].
+    pub fn forgotten(&self) -> usize {
+        self.forgotten.len()
+    }
+
+    /// A name was removed.
+    pub fn removed(&mut self, parent: Node, name: &Name) {
+        let place = (parent, name.clone());
+        if let Some(node) = self.by_name.remove(&place) {
+            self.displace(node, &place);
+        }
+    }
+
+    fn displace(&mut self, node: Node, place: &(Node, Name)) {
+        if let Some(known) = self.known.get_mut(&node)
+            && known.place.as_ref() == Some(place)
+        {
+            known.place = None;
+        }
+    }
+
+    /// A name was changed, or two were exchanged.
+    pub fn renamed(&mut self, from: (Node, Name), to: (Node, Name), exchange: bool) {
+        let moved = self.by_name.remove(&from);
+        let replaced = self.by_name.remove(&to);
+        if let Some(node) = replaced {
+            self.displace(node, &to);
+            if exchange {
+                self.place(node, from);
+            }
+        }
+        if let Some(node) = moved {
+            self.place(node, to);
+        }
+    }
+
+    fn place(&mut self, node: Node, place: (Node, Name)) {
+        if let Some(known) = self.known.get_mut(&node) {
+            known.place = Some(place.clone());
+            self.by_name.insert(place, node);
+        }
+    }
+
+    /// The path of a node below the root of its grant; `None` if no name of it is known.
+    pub fn path(&self, node: Node) -> Option<Vec<u8>> {
+        let mut components = vec![];
+        let mut at = node;
+        let mut length = 0;
+        loop {
+            let known = self.known.get(&at)?;
+            if known.root {
+                break;
+            }
+            let (parent, name) = known.place.as_ref()?;
+            length += name.as_bytes().len() + 1;
+            // Also the end of a circle, which two renames by others at the same time may leave here.
+            if length > MAX_PATH {
+                return None;
+            }
+            components.push(name.as_bytes());
+            at = *parent;
+        }
+        components.reverse();
+        Some(components.join(&b'/'))
+    }
+
+    /// The inode numbers of all nodes.
+    pub fn numbers(&mut self) -> Vec<u64> {
+        let nodes: Vec<Node> = self.known.keys().copied().collect();
+        nodes.into_iter().map(|node| self.number(node)).collect()
+    }
+
+    /// How many nodes the kernel knows.
+    pub fn len(&self) -> usize {
+        self.known.len()
+    }
+
+    /// Whether the kernel knows none.
+    pub fn is_empty(&self) -> bool {
+        self.known.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(ino: u64) -> Node {
+        Node { grant: 2, ino }
+    }
+
+    fn name(text: &str) -> Name {
+        Name::new(text.as_bytes()).unwrap()
+    }
+
+    fn path(nodes: &Nodes, ino: u64) -> Option<String> {
+        nodes.path(node(ino)).map(|path| String::from_utf8(path).unwrap())
+    }
+
+    /// `/` is 1, `/d` is 2, `/d/f` is 3.
+    fn small() -> Nodes {
+        let mut nodes = Nodes::default();
+        nodes.tell_root(node(1), 0);
+        nodes.tell_named(node(2), 0, node(1), name("d"));
+        nodes.tell_named(node(3), 0, node(2), name("f"));
+        nodes
+    }
+
+    #[test]
+    fn numbers_come_back() {
+        let mut nodes = Nodes::default();
+        let wide = [
+            Node { grant: 0, ino: 1 << 48 },
+            Node { grant: 1, ino: 1 << 48 },
+            Node { grant: 0, ino: u64::MAX },
+        ];
+        let plain =
+            [Node { grant: 0, ino: 2 }, Node { grant: 1, ino: 2 }, Node { grant: 63, ino: (1 << 48) - 1 }];
+        let all: Vec<Node> = plain.into_iter().chain(wide).collect();
+        let numbers: Vec<u64> = all.iter().map(|node| nodes.tell_root(*node, 1)).collect();
+        for (node, number) in all.iter().zip(&numbers) {
+            assert_eq!(nodes.node(*number), Some(*node));
+            assert_eq!(nodes.number(*node), *number);
+            assert!(*number >= 1 << 48, "{number} would be the skeleton's");
+        }
+        assert_eq!(nodes.node(1), None);
+        assert_eq!(nodes.node(77), None);
+        nodes.forget(numbers[5], 1);
+        assert_eq!(nodes.node(numbers[5]), None);
+    }
+
+    #[test]
+    fn paths_follow_renames() {
+        let mut nodes = small();
+        assert_eq!(path(&nodes, 1).as_deref(), Some(""));
+        assert_eq!(path(&nodes, 3).as_deref(), Some("d/f"));
+        nodes.renamed((node(1), name("d")), (node(1), name("e")), false);
+        assert_eq!(path(&nodes, 3).as_deref(), Some("e/f"));
+        nodes.tell_named(node(4), 0, node(1), name("g"));
+        nodes.renamed((node(1), name("g")), (node(2), name("f")), true);
+        assert_eq!(path(&nodes, 4).as_deref(), Some("e/f"));
+        assert_eq!(path(&nodes, 3).as_deref(), Some("g"));
+        nodes.renamed((node(2), name("f")), (node(1), name("g")), false);
+        assert_eq!(path(&nodes, 4).as_deref(), Some("g"));
+        assert_eq!(path(&nodes, 3), None, "replaced");
+    }
+
+    #[test]
+    fn removed_names_are_no_paths() {
+        let mut nodes = small();
+        nodes.tell_named(node(3), 0, node(1), name("second"));
+        nodes.removed(node(2), &name("f"));
+        assert_eq!(path(&nodes, 3).as_deref(), Some("second"));
+        nodes.removed(node(1), &name("second"));
+        assert_eq!(path(&nodes, 3), None);
+    }
+
+    #[test]
+    fn a_node_is_forgotten_when_every_telling_is_taken_back() {
+        let mut nodes = small();
+        let number = nodes.tell_named(node(3), 0, node(2), name("f"));
+        nodes.forget(number, 1);
+        assert!(nodes.get(node(3)).is_some());
+        nodes.forget(number, 1);
+        assert!(nodes.get(node(3)).is_none());
+        assert_eq!(nodes.forgotten(), 1);
+        nodes.tell_named(node(3), 0, node(2), name("f"));
+        assert_eq!(nodes.take_forgotten(), [], "it is known again");
+        nodes.forget(number, 9);
+        assert_eq!(nodes.take_forgotten(), [node(3)]);
+        assert_eq!(nodes.by_name.len(), 1);
+    }
+
+    #[test]
+    fn a_circle_of_parents_has_no_path() {
+        let mut nodes = Nodes::default();
+        nodes.tell_named(node(2), 0, node(3), name("a"));
+        nodes.tell_named(node(3), 0, node(2), name("b"));
+        assert_eq!(nodes.path(node(2)), None);
+    }
+}

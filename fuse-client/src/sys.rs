@@ -1,0 +1,44 @@
+//! The few system calls that no crate wraps safely: waiting for signals.
+#![allow(unsafe_code, reason = "sigwait(3) and pthread_sigmask(3) have no safe wrapper here")]
+
+use std::io;
+
+/// The signals that ask the mount to end.
+const ENDING: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+
+/// The set of signals that end the mount, blocked in every thread started after [`EndSignals::block`].
+pub struct EndSignals(libc::sigset_t);
+
+impl EndSignals {
+    /// Blocks the signals in this thread and those it starts from now on.
+    ///
+    /// # Errors
+    /// The system's, which there should be none of.
+    pub fn block() -> io::Result<EndSignals> {
+        let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: sigemptyset initialises the set that it is given, and the others take a set so initialised; no pointer
+        // outlives the call.
+        let set = unsafe {
+            libc::sigemptyset(set.as_mut_ptr());
+            let mut set = set.assume_init();
+            for signal in ENDING {
+                libc::sigaddset(&mut set, signal);
+            }
+            match libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) {
+                0 => set,
+                error => return Err(io::Error::from_raw_os_error(error)),
+            }
+        };
+        Ok(EndSignals(set))
+    }
+
+    /// Waits until one of them comes.
+    pub fn wait(&self) {
+        let mut signal = 0;
+        // SAFETY: the set is initialised, and `signal` is a place for the number.
+        // An error means a set without signals, which this is not; waiting again would spin.
+        unsafe {
+            libc::sigwait(&self.0, &mut signal);
+        }
+    }
+}

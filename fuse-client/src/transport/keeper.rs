@@ -1,0 +1,474 @@
+//! The keeper thread: makes connections, restores the session after the gateway restarted, begins another one when it is lost,
+//! and brings a fenced mount back to life as soon as there is a valid contract.
+
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use strongroom_channel::Channel;
+use strongroom_protocol::attr::LockKind;
+use strongroom_protocol::hello::{GrantInfo, Refused, RefusedCode, SessionId, Welcome};
+use strongroom_protocol::op::Op;
+use strongroom_protocol::reply::Outcome;
+
+use super::call::{Call, Payload};
+use super::heal::reopen;
+use super::knock::{self, Knock, KnockError};
+use super::pending::{Link, Pending, Phase, Prepared, Session};
+use super::{Nudge, Shared, finish};
+use crate::errno::{Ended, errno};
+use crate::state::{OpenFile, Wire};
+
+/// Pauses between attempts to connect: doubled from the first to the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LAST_PAUSE: Duration = Duration::from_secs(1);
+/// Between attempts that the gateway refused.
+const REFUSED_PAUSE: Duration = Duration::from_secs(2);
+/// How often the contract file is looked at while there is no valid contract.
+const FILE_PACE: Duration = Duration::from_millis(500);
+/// How long a send may be stuck before the connection counts as lost.
+const SEND_MAX: Duration = Duration::from_secs(20);
+
+/// Why there is no session to be had.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The gateway refused.
+    #[error("the gateway refused: {}", .0.text)]
+    Refused(Refused),
+    /// The gateway could not be reached or understood.
+    #[error(transparent)]
+    Knock(#[from] KnockError),
+    /// A thread could not be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// What has to be done.
+enum Need {
+    Nothing,
+    /// The session has no connection.
+    Connection,
+    /// The session has fewer connections than it may.
+    Another,
+    /// There is no session, because there is no valid contract.
+    Contract,
+    End,
+}
+
+pub(super) struct Keeper {
+    shared: Arc<Shared>,
+    nudged: mpsc::Receiver<Nudge>,
+    pause: Duration,
+    /// The session may not have more connections than this.
+    most: usize,
+    trouble: Option<String>,
+}
+
+impl Keeper {
+    pub(super) fn new(shared: Arc<Shared>, nudged: mpsc::Receiver<Nudge>) -> Keeper {
+        Keeper { shared, nudged, pause: FIRST_PAUSE, most: 1, trouble: None }
+    }
+
+    /// Opens the first session. `Keeper` has not been moved to its thread yet.
+    pub(super) fn first(&self) -> Result<(), OpenError> {
+        let (welcome, grants, channel) = self.begin()?;
+        self.adopt(&welcome, grants, channel, true)?;
+        Ok(())
+    }
+
+    pub(super) fn run(mut self) {
+        loop {
+            let wait = match self.need() {
+                Need::End => return,
+                Need::Nothing => None,
+                Need::Connection => self.reconnect(),
+                Need::Another => self.add_connection(),
+                Need::Contract => self.revive(),
+            };
+            let nudge = match wait {
+                None => self.nudged.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
+                Some(pause) if pause.is_zero() => continue,
+                Some(pause) => self.nudged.recv_timeout(pause),
+            };
+            match nudge {
+                Ok(Nudge::Broken) => self.abandon(),
+                Ok(Nudge::Look) | Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn need(&self) -> Need {
+        let core = self.shared.core.lock();
+        let live = core.live_links();
+        match core.phase {
+            Phase::Closed => Need::End,
+            Phase::Void => Need::Contract,
+            _ if live == 0 => Need::Connection,
+            Phase::Up if live < core.links.len().min(self.most) => Need::Another,
+            Phase::Away | Phase::Up => Need::Nothing,
+        }
+    }
+
+    /// Gives the session up, so that another is begun.
+    fn abandon(&self) {
+        let links: Vec<_> = {
+            let mut core = self.shared.core.lock();
+            core.session = None;
+            core.links.iter().flatten().map(|link| link.closer.clone()).collect()
+        };
+        for closer in links {
+            closer.close();
+        }
+    }
+
+    fn knock(&self, resume: Option<SessionId>, wait: bool, chain: &[u8]) -> Result<Knock, KnockError> {
+        let settings = &self.shared.settings;
+        knock::knock(&settings.tls, &settings.gateway, resume, wait, chain, &|closer| {
+            *self.shared.knocking.lock() = closer;
+        })
+    }
+
+    /// Opens a session with the contract file, or with what the gateway keeps if the file's contract is of no use any more.
+    fn begin(&self) -> Result<(Box<Welcome>, Vec<GrantInfo>, Box<Channel>), OpenError> {
+        let settings = &self.shared.settings;
+        let chain = settings.contract.chain();
+        let refused = match self.knock(None, false, &chain)? {
+            Knock::Welcome(welcome, grants, channel) => return Ok((welcome, grants, channel)),
+            Knock::Refused(refused) => refused,
+        };
+        let newer =
+            matches!(refused.code, RefusedCode::Revoked | RefusedCode::Expired | RefusedCode::Contract);
+        if settings.fetch
+            && newer
+            && let Knock::Welcome(welcome, grants, channel) = self.knock(None, false, &[])?
+        {
+            settings.journal.note("the gateway had a newer contract than the file");
+            return Ok((welcome, grants, channel));
+        }
+        Err(OpenError::Refused(refused))
+    }
+
+    /// All connections are gone: goes on with the session, or begins another.
+    fn reconnect(&mut self) -> Option<Duration> {
+        let session = self.shared.core.lock().session;
+        let outcome = match session {
+            Some(session) => match self.knock(Some(session.id), false, &[]) {
+                Ok(Knock::Refused(Refused { code: RefusedCode::NoSession, .. })) => {
+                    self.shared.settings.journal.note("the gateway has lost the session: beginning another");
+                    self.shared.core.lock().session = None;
+                    self.begin()
+                }
+                Ok(Knock::Welcome(welcome, grants, channel)) => Ok((welcome, grants, channel)),
+                Ok(Knock::Refused(refused)) => Err(OpenError::Refused(refused)),
+                Err(error) => Err(error.into()),
+            },
+            None => self.begin(),
+        };
+        match outcome.and_then(|(welcome, grants, channel)| {
+            let fresh = !welcome.resumed;
+            self.adopt(&welcome, grants, channel, fresh)
+        }) {
+            Ok(most) => {
+                self.most = most;
+                self.settled();
+                Some(Duration::ZERO)
+            }
+            Err(OpenError::Refused(refused)) if refused.code != RefusedCode::Busy => {
+                self.shared.settings.journal.note(&format!("the gateway refused: {}", refused.text));
+                self.shared.void();
+                Some(Duration::ZERO)
+            }
+            Err(error) => Some(self.later(&error)),
+        }
+    }
+
+    fn settled(&mut self) {
+        self.pause = FIRST_PAUSE;
+        if self.trouble.take().is_some() {
+            self.shared.settings.journal.note("connected again");
+        }
+    }
+
+    fn later(&mut self, error: &OpenError) -> Duration {
+        let text = error.to_string();
+        // Once for each kind of trouble, not for each attempt.
+        if self.trouble.as_ref() != Some(&text) {
+            self.shared.settings.journal.note(&format!("no connection to the gateway, trying on: {text}"));
+            self.trouble = Some(text);
+        }
+        let pause = self.pause;
+        self.pause = (pause * 2).min(LAST_PAUSE);
+        pause
+    }
+
+    fn add_connection(&mut self) -> Option<Duration> {
+        let Some(session) = self.shared.core.lock().session else { return Some(FIRST_PAUSE) };
+        match self.knock(Some(session.id), false, &[]) {
+            Ok(Knock::Welcome(welcome, _, channel)) if welcome.boot == session.boot && welcome.resumed => {
+                let added = self.install(*channel);
+                Some(if added.is_ok() { Duration::ZERO } else { LAST_PAUSE })
+            }
+            // The gateway restarted in between; the first connection will notice.
+            Ok(Knock::Welcome(..)) => Some(LAST_PAUSE),
+            Ok(Knock::Refused(Refused { code: RefusedCode::Busy, .. })) => {
+                self.most = self.shared.core.lock().live_links().max(1);
+                None
+            }
+            Ok(Knock::Refused(_)) | Err(_) => Some(LAST_PAUSE),
+        }
+    }
+
+    /// There is no valid contract: waits for one at the gateway, and for the file to be replaced.
+    fn revive(&mut self) -> Option<Duration> {
+        // Pages and attributes that the kernel keeps were granted by a contract that is void now.
+        self.shared.state.drop_caches();
+        let settings = &self.shared.settings;
+        let changed = settings.contract.reload(&settings.journal);
+        let attempt = if settings.fetch && !changed {
+            self.watch_file_while(|| self.knock(None, true, &[]))
+        } else {
+            self.knock(None, false, &settings.contract.chain())
+        };
+        let outcome = match attempt {
+            Ok(Knock::Welcome(welcome, grants, channel)) => self.adopt(&welcome, grants, channel, true),
+            Ok(Knock::Refused(refused)) => Err(OpenError::Refused(refused)),
+            Err(error) => Err(error.into()),
+        };
+        match outcome {
+            Ok(most) => {
+                self.most = most;
+                self.settled();
+                settings_note(&self.shared, "there is a valid contract again");
+                Some(Duration::ZERO)
+            }
+            Err(error) => {
+                let refused = matches!(error, OpenError::Refused(_));
+                let pause = self.later(&error);
+                self.wait_for_file(if refused { REFUSED_PAUSE } else { pause });
+                Some(Duration::ZERO)
+            }
+        }
+    }
+
+    /// Sleeps, at most until the contract file changes or the mount ends.
+    fn wait_for_file(&self, pause: Duration) {
+        let until = Instant::now() + pause;
+        while Instant::now() < until
+            && !self.shared.settings.contract.changed()
+            && self.shared.core.lock().phase == Phase::Void
+        {
+            std::thread::sleep(FILE_PACE.min(until.saturating_duration_since(Instant::now())));
+        }
+    }
+
+    /// Does `work`, which may wait long for the gateway; ends it when the contract file is replaced.
+    fn watch_file_while(
+        &self,
+        work: impl FnOnce() -> Result<Knock, KnockError>,
+    ) -> Result<Knock, KnockError> {
+        let (done, ended) = mpsc::channel::<()>();
+        let shared = &self.shared;
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                while matches!(ended.recv_timeout(FILE_PACE), Err(mpsc::RecvTimeoutError::Timeout)) {
+                    if shared.settings.contract.changed()
+                        && let Some(closer) = shared.knocking.lock().take()
+                    {
+                        closer.close();
+                    }
+                }
+            });
+            let result = work();
+            drop(done);
+            result
+        })
+    }
+
+    /// Takes over a session that the gateway has welcomed. Returns how many connections it may have.
+    fn adopt(
+        &self,
+        welcome: &Welcome,
+        grants: Vec<GrantInfo>,
+        channel: Box<Channel>,
+        fresh: bool,
+    ) -> Result<usize, OpenError> {
+        let (lost, restarted) = {
+            let mut core = self.shared.core.lock();
+            if core.phase == Phase::Closed {
+                return Ok(1);
+            }
+            let restarted = fresh || core.session.is_none_or(|session| session.boot != welcome.boot);
+            let lost = if fresh {
+                core.fresh(welcome.slots);
+                core.settle(&self.shared.state)
+            } else {
+                vec![]
+            };
+            if restarted {
+                core.epoch += 1;
+            }
+            core.session = Some(Session { id: welcome.session, boot: welcome.boot });
+            core.set_room(welcome.in_flight);
+            core.phase = Phase::Away;
+            (lost, restarted)
+        };
+        for pending in lost {
+            finish(pending, Err(Ended::Lost));
+        }
+        self.shared.state.welcome(grants);
+        let serial = self.install(*channel)?;
+        if restarted {
+            self.open_all_again(serial, fresh);
+        }
+        {
+            let mut core = self.shared.core.lock();
+            if core.phase == Phase::Away && core.live_links() > 0 {
+                core.phase = Phase::Up;
+            }
+            self.shared.sendable.notify_one();
+        }
+        self.status(welcome);
+        Ok(usize::from(welcome.connections).max(1))
+    }
+
+    fn status(&self, welcome: &Welcome) {
+        let until = strongroom_contracts::armour::rfc3339(welcome.expires);
+        let line = format!("{}: contract {} until {until}", welcome.application, welcome.contract);
+        self.shared.settings.journal.status(&line);
+    }
+
+    /// Adds a connection to the session and starts its reader.
+    fn install(&self, channel: Channel) -> Result<u64, OpenError> {
+        // A gateway that takes nothing any more is as good as gone.
+        channel.sender.set_timeout(Some(SEND_MAX)).map_err(KnockError::from)?;
+        let (serial, epoch) = {
+            let mut core = self.shared.core.lock();
+            let serial = core.new_serial();
+            let epoch = core.epoch;
+            let link = Link {
+                serial,
+                sender: channel.sender,
+                closer: channel.closer.clone(),
+                heard: Instant::now(),
+                pinged: false,
+            };
+            let closed = core.phase == Phase::Closed;
+            match core.links.iter_mut().find(|place| place.is_none()) {
+                Some(place) if !closed => *place = Some(link),
+                _ => {
+                    channel.closer.close();
+                    return Ok(serial);
+                }
+            }
+            (serial, epoch)
+        };
+        let receiver = channel.receiver;
+        let reader = self.shared.clone();
+        let started = std::thread::Builder::new()
+            .name(format!("reader-{serial}"))
+            .spawn(move || reader.read(serial, epoch, receiver));
+        if let Err(error) = started {
+            channel.closer.close();
+            for pending in self.shared.core.lock().link_down(serial) {
+                finish(pending, Err(Ended::Lost));
+            }
+            return Err(error.into());
+        }
+        Ok(serial)
+    }
+
+    /// Asks over one connection and waits for the answer, while other requests wait.
+    fn ask(&self, serial: u64, op: Op, data: Vec<u8>) -> Result<(Outcome, u64), Ended> {
+        let (answer, answered) = mpsc::sync_channel(1);
+        let mut pending = Pending::new(Call {
+            op,
+            data: Payload::from(data),
+            pid: 0,
+            done: Box::new(move |result| {
+                // The asker waits for exactly this.
+                let _ = answer.send(result.map(|answer| (answer.outcome, answer.epoch)));
+            }),
+        });
+        pending.direct = true;
+        let ready = {
+            let mut core = self.shared.core.lock();
+            if !core.links.iter().flatten().any(|link| link.serial == serial) {
+                return Err(Ended::Lost);
+            }
+            let id = core.insert(pending);
+            match core.prepare(id, &self.shared.state) {
+                Prepared::Send(ready) => ready,
+                Prepared::Wait => {
+                    core.remove(id);
+                    return Err(Ended::Lost);
+                }
+                Prepared::Fail(ended) => {
+                    core.remove(id);
+                    return Err(ended);
+                }
+            }
+        };
+        self.shared.transmit(&ready);
+        answered.recv().unwrap_or(Err(Ended::Lost))
+    }
+
+    /// Opens again what was open, and claims the locks that were held.
+    fn open_all_again(&self, serial: u64, fresh: bool) {
+        let all = self.shared.state.handles.lock().all();
+        for (number, file) in all {
+            if file.closing() {
+                continue;
+            }
+            // Without its session a lock is lost, and others may have changed what it protected.
+            let lost = fresh && self.shared.state.locks.lock().drop_through(number);
+            let opened = if lost { Err(Ended::Lost) } else { self.open_again(serial, &file, fresh) };
+            let claimed = opened.and_then(|()| self.claim_locks(serial, number));
+            match claimed {
+                Ok(()) => {}
+                // The connection broke: everything is done again with the next one.
+                Err(Ended::Lost) if !lost => return,
+                Err(ended) => {
+                    file.wire.lock().dead = Some(errno(ended));
+                    settings_note(
+                        &self.shared,
+                        &format!("an open file could not be opened again: {ended:?}"),
+                    );
+                }
+            }
+        }
+    }
+
+    fn open_again(&self, serial: u64, file: &OpenFile, fresh: bool) -> Result<(), Ended> {
+        let path = self.shared.state.path(file.node).map_err(|errno| {
+            Ended::Failed(strongroom_protocol::reply::Failure::Errno(errno.code() as u16))
+        })?;
+        self.ask(serial, Op::Resolve { grant: file.node.grant, ino: file.node.ino }, path)?;
+        let claims = file.created && !fresh;
+        let opened = match self.ask(serial, reopen(file, claims), vec![]) {
+            Err(Ended::Failed(_)) if claims => self.ask(serial, reopen(file, false), vec![]),
+            other => other,
+        };
+        match opened? {
+            (Outcome::Opened(handle, _), epoch) => {
+                *file.wire.lock() = Wire { epoch, handle, dead: None };
+                Ok(())
+            }
+            _ => Err(Ended::Protocol),
+        }
+    }
+
+    fn claim_locks(&self, serial: u64, number: u64) -> Result<(), Ended> {
+        let locks = self.shared.state.locks.lock().through(number);
+        for lock in locks {
+            debug_assert_ne!(lock.kind, LockKind::Unlock);
+            let handle = strongroom_protocol::attr::Handle(number);
+            self.ask(serial, Op::SetLock { handle, lock, wait: false, reclaim: true }, vec![])?;
+        }
+        Ok(())
+    }
+}
+
+fn settings_note(shared: &Shared, text: &str) {
+    shared.settings.journal.note(text);
+}
