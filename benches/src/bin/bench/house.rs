@@ -155,10 +155,12 @@ impl House {
             "mkdir -m 700 -p \"$0\"; ssh-keygen -q -t ed25519 -N '' -f \"$0/id\"; cat \"$0/id.pub\"",
             &[SSH_IN_GUEST],
         )?;
+        // sshd takes an account without a line in /etc/shadow for a locked one; the guest's /etc is its own.
         let host_key = shell(
             Guest::Storage,
             "mkdir -m 700 -p \"$0\"; mkdir -p /run/sshd; ssh-keygen -q -t ed25519 -N '' -f \"$0/host\"\n\
              printf '%s\\n' \"$1\" > \"$0/authorized\"\n\
+             printf 'root:*:19000:0:99999:7:::\\n' > /etc/shadow; chmod 600 /etc/shadow\n\
              sftp=$(ls /usr/lib/openssh/sftp-server /usr/libexec/openssh/sftp-server /usr/lib/ssh/sftp-server 2>/dev/null | head -n 1)\n\
              printf '%sSubsystem sftp %s\\n' \"$2\" \"$sftp\" > \"$0/config\"\n\
              \"$(command -v sshd)\" -f \"$0/config\" -E \"$0/log\"\n\
