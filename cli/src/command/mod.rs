@@ -165,4 +165,32 @@ mod tests {
         }
         check(&Cli::command());
     }
+
+    #[test]
+    fn the_reference_names_every_command_option_and_exit_code() {
+        let reference = include_str!("../../../docs/contract-command.md");
+        fn check(command: &clap::Command, reference: &str) {
+            for arg in command.get_arguments().filter_map(|arg| arg.get_long()) {
+                let known = ["help", "version"].contains(&arg) || reference.contains(&format!("--{arg}"));
+                assert!(known, "{}: --{arg} is not in the reference", command.get_name());
+            }
+            for sub in command.get_subcommands() {
+                let (name, parent) = (sub.get_name(), command.get_name());
+                let heading = format!("\n## {name}\n");
+                let usage = format!("contract {parent} {name}");
+                assert!(
+                    reference.contains(&heading) || reference.contains(&usage),
+                    "{name} is not in the reference"
+                );
+                check(sub, reference);
+            }
+        }
+        check(&Cli::command(), reference);
+        for exit in
+            [Exit::Other, Exit::BadInput, Exit::Denied, Exit::NotFound, Exit::Unreachable, Exit::Refused]
+        {
+            let row = format!("| {} | `{}` |", exit as u8, exit.word());
+            assert!(reference.contains(&row), "{row}");
+        }
+    }
 }
