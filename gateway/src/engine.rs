@@ -19,219 +19,68 @@
 //! - `Op::Ping`, `Op::Bye`, `Op::Forget` and `Op::CancelLock` are served too (`Bye` does nothing here; the door closes
 //!   the session). `Op::Forget` has no reply: do not send its outcome.
 
-use std::path::{Path, PathBuf};
+mod dispatch;
+mod replay;
+mod types;
 
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use rustix::io::Errno;
 use strongroom_contracts::Effective;
+use strongroom_contracts::chain::EffectiveGrant;
+use strongroom_protocol::attr;
 use strongroom_protocol::hello::GrantInfo;
 use strongroom_protocol::op::Op;
 use strongroom_protocol::reply::Outcome;
 
 pub use crate::gate::{Admission, Turnstile};
+pub use types::*;
 
-/// How the store treats what is special.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum SpecialFiles {
-    /// Set-uid and set-gid bits are dropped, device nodes refused.
-    #[default]
-    Refuse,
-    /// Both are kept as inert metadata in grants with `preserve` ownership.
-    Store,
-}
+use crate::gate::Gate;
+use crate::gate::grant::GrantState;
+use crate::handles::Handles;
+use crate::locks::Locks;
+use crate::nodes::Nodes;
+use crate::store;
+use crate::tree::{Node, Tree};
 
-/// Settings of an engine.
-#[derive(Clone, Copy, Debug)]
-pub struct EngineOptions {
-    /// Set-uid bits and device nodes.
-    pub special_files: SpecialFiles,
-    /// Most directory descriptors kept open between operations.
-    pub directory_fds: usize,
-}
-
-impl Default for EngineOptions {
-    fn default() -> Self {
-        EngineOptions { special_files: SpecialFiles::Refuse, directory_fds: 4096 }
-    }
-}
-
-/// Why the engine cannot start.
-#[derive(Debug, thiserror::Error)]
-pub enum EngineError {
-    /// The data root cannot be opened.
-    #[error("the data root `{}` cannot be opened: {reason}; it must be a directory that the gateway may enter", .path.display())]
-    Root {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        reason: std::io::Error,
-    },
-    /// The kernel lacks openat2(2).
-    #[error("this kernel has no openat2 with RESOLVE_BENEATH; Linux 5.10 or later is needed")]
-    Kernel,
-}
-
-/// Bounds of one session's tables.
-#[derive(Clone, Copy, Debug)]
-pub struct SessionBounds {
-    /// Open files and directories.
-    pub handles: usize,
-    /// Nodes known; beyond, the least recently used are forgotten.
-    pub nodes: usize,
-    /// Byte-range locks held or waited for.
-    pub locks: usize,
-}
-
-impl Default for SessionBounds {
-    fn default() -> Self {
-        SessionBounds { handles: 16_384, nodes: 1_000_000, locks: 65_536 }
-    }
-}
-
-/// That a handle of this session created a file and may write it freely until released.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Claim {
-    /// The grant's position.
-    pub grant: u16,
-    /// The file.
-    pub ino: u64,
-    /// Its generation ([`strongroom_protocol::attr::Attr::generation`]).
-    pub generation: u64,
-}
-
-/// A change in the set of claims.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ClaimChange {
-    /// It came into being with this operation.
-    Made(Claim),
-    /// The last handle that has it was released.
-    Released(Claim),
-}
-
-/// What answers a waiting lock.
-pub type LockReply = Box<dyn FnOnce(Outcome) + Send>;
-
-/// A request as a door hands it in.
-#[derive(Clone, Copy)]
-pub struct Call<'a> {
-    /// The request's id.
-    pub id: u64,
-    /// What is asked.
-    pub op: &'a Op,
-    /// The frame's raw part.
-    pub data: &'a [u8],
-    /// Makes the reply of a lock that must wait; called at most once, with no lock of the engine held.
-    pub later: &'a dyn Fn() -> LockReply,
-}
-
-/// What became of a request.
-#[derive(Debug)]
-pub enum Served {
-    /// It is finished.
-    Done(Done),
-    /// It waits for a lock.
-    Later,
-}
-
-/// A finished request.
-#[derive(Debug)]
-pub struct Done {
-    /// The answer; data are in the [`ReplyBuf`].
-    pub outcome: Outcome,
-    /// A claim made or released.
-    pub claim: Option<ClaimChange>,
-}
-
-/// Receives the data of a reply. Reused from request to request, so that a read fills memory that is already mapped.
-#[derive(Debug, Default)]
-pub struct ReplyBuf {
-    bytes: Vec<u8>,
-    length: usize,
-}
-
-impl ReplyBuf {
-    /// An empty buffer.
-    pub fn new() -> ReplyBuf {
-        ReplyBuf::default()
-    }
-
-    /// The reply's data.
-    pub fn data(&self) -> &[u8] {
-        self.bytes.get(..self.length).unwrap_or_default()
-    }
-
-    /// Forgets the data and keeps the memory.
-    pub fn clear(&mut self) {
-        self.length = 0;
-    }
-}
-
-/// What a slotted operation found before it ran, as it is written into the session's slot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Before {
-    kind: u8,
-    first: u64,
-    second: u64,
-}
-
-impl Before {
-    /// Bytes of the fixed form.
-    pub const BYTES: usize = 17;
-
-    /// The fixed form.
-    pub fn to_bytes(self) -> [u8; Self::BYTES] {
-        let mut out = [0; Self::BYTES];
-        out[0] = self.kind;
-        out[1..9].copy_from_slice(&self.first.to_le_bytes());
-        out[9..].copy_from_slice(&self.second.to_le_bytes());
-        out
-    }
-
-    /// Reads the fixed form.
-    pub fn from_bytes(bytes: [u8; Self::BYTES]) -> Before {
-        let [kind, a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = bytes;
-        Before {
-            kind,
-            first: u64::from_le_bytes([a, b, c, d, e, f, g, h]),
-            second: u64::from_le_bytes([i, j, k, l, m, n, o, p]),
-        }
-    }
-}
-
-/// Numbers of a session for `contract sessions`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Counters {
-    /// Open handles.
-    pub handles: u32,
-    /// Nodes known.
-    pub nodes: u32,
-    /// Locks held.
-    pub locks: u32,
-    /// Operations let through.
-    pub operations: u64,
-    /// Operations denied.
-    pub denied: u64,
-    /// Bytes read.
-    pub bytes_read: u64,
-    /// Bytes written.
-    pub bytes_written: u64,
-}
-
-/// What closing a session took away.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Closed {
-    /// Handles closed.
-    pub handles: u32,
-    /// Locks released.
-    pub locks: u32,
-    /// Waiting locks cancelled.
-    pub waiting: u32,
+/// What all parts of an engine share.
+pub(crate) struct Shared {
+    pub(crate) tree: Arc<Tree>,
+    pub(crate) locks: Locks,
+    pub(crate) options: EngineOptions,
+    /// The process may make files for others.
+    pub(crate) privileged: bool,
+    /// When it was opened, in the form of a generation.
+    pub(crate) started: u64,
+    sessions: AtomicU64,
 }
 
 /// Carries out operations below one data root.
 #[derive(Clone)]
-pub struct Engine {}
+pub struct Engine {
+    pub(crate) shared: Arc<Shared>,
+}
 
 /// What one session sees of an engine: known nodes, handles, own creations. The doors share it in an `Arc`.
-pub struct EngineSession {}
+pub struct EngineSession {
+    engine: Arc<Shared>,
+    /// Unique in the life of the process.
+    pub(crate) number: u64,
+    pub(crate) grants: Box<[GrantState]>,
+    pub(crate) nodes: Nodes,
+    pub(crate) handles: Handles,
+    pub(crate) claims: Mutex<HashSet<Claim>>,
+    pub(crate) bounds: SessionBounds,
+    operations: AtomicU64,
+    denied: AtomicU64,
+    read: AtomicU64,
+    written: AtomicU64,
+}
 
 impl Engine {
     /// Opens the data root; nothing outside it is reachable afterwards. Sets the process' umask to 0.
@@ -239,8 +88,21 @@ impl Engine {
     /// # Errors
     /// [`EngineError`].
     pub fn open(data_root: &Path, options: EngineOptions) -> Result<Engine, EngineError> {
-        let _ = (data_root, options);
-        Err(EngineError::Kernel)
+        let cautious = options.special_files == SpecialFiles::Store;
+        let tree = Tree::open(data_root, options.directory_fds, cautious).map_err(|errno| match errno {
+            Errno::NOSYS => EngineError::Kernel,
+            other => EngineError::Root { path: data_root.to_owned(), reason: other.into() },
+        })?;
+        crate::sys::clear_umask();
+        let shared = Shared {
+            tree,
+            locks: Locks::default(),
+            options,
+            privileged: rustix::process::geteuid().is_root(),
+            started: replay::now(),
+            sessions: AtomicU64::new(1),
+        };
+        Ok(Engine { shared: Arc::new(shared) })
     }
 
     /// Carries out a request; may block on the disk.
@@ -251,8 +113,8 @@ impl Engine {
         call: Call<'_>,
         out: &mut ReplyBuf,
     ) -> Served {
-        let _ = (session, admission, call, out);
-        Served::Later
+        dispatch::serve(&self.gate(session, admission, false), call, out)
+            .unwrap_or(Served::Done(Done::failed(Errno::IO)))
     }
 
     /// Carries out a request if it is of a kind that hardly blocks and the data are in memory; `None`: not done, use
@@ -264,14 +126,15 @@ impl Engine {
         call: Call<'_>,
         out: &mut ReplyBuf,
     ) -> Option<Served> {
-        let _ = (session, admission, call, out);
-        None
+        if !dispatch::hardly_blocks(session, call.op) {
+            return None;
+        }
+        dispatch::serve(&self.gate(session, admission, true), call, out)
     }
 
     /// What to note before a slotted operation runs. Cheap for operations that can simply run again.
     pub fn before(&self, session: &EngineSession, admission: &Admission, op: &Op, data: &[u8]) -> Before {
-        let _ = (session, admission, op, data);
-        Before::default()
+        replay::before(&self.gate(session, admission, false), op, data)
     }
 
     /// Decides whether an operation that was being carried out when the process died took effect, and answers it if so.
@@ -284,13 +147,16 @@ impl Engine {
         op: &Op,
         data: &[u8],
     ) -> Option<Done> {
-        let _ = (session, admission, before, op, data);
-        None
+        replay::replayed(&self.gate(session, admission, false), before, op, data)
     }
 
     /// While on, only locks that are reclaimed are given (after a restart); others fail with `Grace`.
     pub fn set_lock_grace(&self, on: bool) {
-        let _ = on;
+        self.shared.locks.set_grace(on);
+    }
+
+    fn gate<'a>(&'a self, session: &'a EngineSession, admission: &'a Admission, inline: bool) -> Gate<'a> {
+        Gate { engine: &self.shared, session, admission, inline }
     }
 }
 
@@ -302,36 +168,112 @@ impl EngineSession {
         bounds: SessionBounds,
         claims: &[Claim],
     ) -> EngineSession {
-        let _ = (engine, contract, bounds, claims);
-        EngineSession {}
+        let number = engine.shared.sessions.fetch_add(1, Ordering::SeqCst);
+        // Handles of a former process are told apart by the clock; it only matters to clients that mix them up.
+        let serial = crate::tree::coarse_ms() as u32;
+        EngineSession {
+            engine: Arc::clone(&engine.shared),
+            number,
+            grants: contract.grants.iter().cloned().map(GrantState::new).collect(),
+            nodes: Nodes::new(bounds.nodes),
+            handles: Handles::new(bounds.handles, serial),
+            claims: Mutex::new(claims.iter().copied().collect()),
+            bounds,
+            operations: AtomicU64::new(0),
+            denied: AtomicU64::new(0),
+            read: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+        }
     }
 
     /// Goes on under a renewed contract whose grants are equal. Returns false, and changes nothing, if they are not.
     pub fn rebind(&self, contract: &Effective) -> bool {
-        let _ = contract;
-        false
+        let own = self.grants.iter().map(|grant| &grant.terms);
+        own.eq(contract.grants.iter())
     }
 
     /// The grants as the client needs to know them.
     pub fn grant_infos(&self, admission: &Admission) -> Vec<GrantInfo> {
-        let _ = admission;
-        Vec::new()
+        let gate = Gate { engine: &self.engine, session: self, admission, inline: false };
+        let info = |(number, grant): (usize, &GrantState)| {
+            let EffectiveGrant { mount, rights, ownership, .. } = &grant.terms;
+            // Contracts have at most a few hundred grants.
+            let permit = gate.grant(number as u16);
+            let root = permit.and_then(|permit| store::resolve::resolve(&permit, 0, b""));
+            let root = match root {
+                Ok(Outcome::Entry(entry)) => Some(entry.attr),
+                _ => None,
+            };
+            GrantInfo { mount: mount.clone(), rights: *rights, ownership: *ownership, root }
+        };
+        self.grants.iter().enumerate().map(info).collect()
     }
 
     /// The paths that an operation is about, as seen in the mount, for audit lines.
     pub fn describe(&self, op: &Op) -> String {
-        let _ = op;
-        String::new()
+        dispatch::describe(self, op)
+    }
+
+    /// The path of a node as seen in the mount.
+    pub(crate) fn path_of(&self, grant: u16, node: &Arc<Node>, name: Option<&[u8]>) -> String {
+        let Some(state) = self.grants.get(usize::from(grant)) else { return String::from("?") };
+        let mut path = state.terms.mount.as_str().as_bytes().to_vec();
+        let below = match state.root(&self.engine.tree) {
+            Ok(root) => self.engine.tree.path_below(node, &root.node),
+            Err(_) => b"?".to_vec(),
+        };
+        for part in [Some(&below[..]), name].into_iter().flatten().filter(|part| !part.is_empty()) {
+            path.push(b'/');
+            path.extend_from_slice(part);
+        }
+        String::from_utf8_lossy(&path).into_owned()
+    }
+
+    /// The node of a wire node, without checking where it lies: for audit lines only.
+    pub(crate) fn known_node(&self, key: attr::Node) -> Option<Arc<Node>> {
+        self.nodes.get(key).map(|known| known.node)
     }
 
     /// Numbers for `contract sessions`.
     pub fn counters(&self) -> Counters {
-        Counters::default()
+        let small = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        Counters {
+            handles: small(self.handles.len()),
+            nodes: small(self.nodes.len()),
+            locks: small(self.engine.locks.count(self.number)),
+            operations: self.operations.load(Ordering::Relaxed),
+            denied: self.denied.load(Ordering::Relaxed),
+            bytes_read: self.read.load(Ordering::Relaxed),
+            bytes_written: self.written.load(Ordering::Relaxed),
+        }
     }
 
     /// Closes all handles, releases all locks, answers all waiting locks with `Fenced`, forgets all nodes. To be called
     /// when the session's turnstile is fenced and drained. Nothing works through the session afterwards.
     pub fn close(&self) -> Closed {
-        Closed::default()
+        let small = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        let handles = self.handles.close();
+        let (locks, waiting) = self.engine.locks.release_session(self.number);
+        self.nodes.clear();
+        self.claims.lock().clear();
+        self.grants.iter().for_each(GrantState::close);
+        Closed { handles: small(handles), locks: small(locks), waiting: small(waiting) }
+    }
+
+    /// Counts bytes written.
+    pub(crate) fn wrote(&self, bytes: u64) {
+        self.written.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count(&self, outcome: &Outcome, data: usize) {
+        match outcome {
+            Outcome::Failed(strongroom_protocol::reply::Failure::Denied { .. }) => {
+                self.denied.fetch_add(1, Ordering::Relaxed);
+            }
+            _ => {
+                self.operations.fetch_add(1, Ordering::Relaxed);
+                self.read.fetch_add(data as u64, Ordering::Relaxed);
+            }
+        }
     }
 }

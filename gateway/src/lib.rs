@@ -3,5 +3,22 @@
 //! `door (native) -> session -> gate -> store`: the gate decides by returning a `Permit`, a value that only it can make,
 //! and every function of the store takes one.
 
+pub mod audit;
+pub mod clock;
+pub mod config;
+pub mod door;
 pub mod engine;
+pub mod fence;
 pub mod gate;
+pub mod gateway;
+pub mod ledger;
+pub mod session;
+pub mod slots;
+pub mod threads;
+mod handles;
+mod locks;
+mod nodes;
+mod quota;
+mod store;
+mod sys;
+mod tree;

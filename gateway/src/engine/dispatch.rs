@@ -1,0 +1,255 @@
+//! From operations to the gate and the store.
+
+use rustix::io::Errno;
+use strongroom_protocol::attr::{Handle, Node};
+use strongroom_protocol::codec;
+use strongroom_protocol::name::Name;
+use strongroom_protocol::op::Op;
+use strongroom_protocol::reply::{Failure, Outcome};
+
+use super::{Call, ClaimChange, Done, EngineSession, ReplyBuf, Served};
+use crate::gate::Gate;
+use crate::gate::refusal::{Checked, Refusal};
+use crate::locks::How;
+use crate::store;
+
+/// How often an operation is begun anew because a subtree had to be counted first.
+const ATTEMPTS: usize = 256;
+
+/// What one attempt came to.
+pub(super) struct Answer {
+    /// `None`: it waits for a lock.
+    pub(super) outcome: Option<Outcome>,
+    pub(super) claim: Option<ClaimChange>,
+    /// Others must have noticed the change before it is answered.
+    pub(super) settle: bool,
+}
+
+impl From<Outcome> for Answer {
+    fn from(outcome: Outcome) -> Answer {
+        Answer { outcome: Some(outcome), claim: None, settle: false }
+    }
+}
+
+impl From<(Outcome, bool)> for Answer {
+    fn from((outcome, settle): (Outcome, bool)) -> Answer {
+        Answer { outcome: Some(outcome), claim: None, settle }
+    }
+}
+
+impl From<(Outcome, Option<ClaimChange>)> for Answer {
+    fn from((outcome, claim): (Outcome, Option<ClaimChange>)) -> Answer {
+        Answer { outcome: Some(outcome), claim, settle: false }
+    }
+}
+
+/// Whether an operation of this kind may be tried on a thread that must not wait.
+pub(super) fn hardly_blocks(session: &EngineSession, op: &Op) -> bool {
+    match op {
+        // Closing the last handle of a file without names frees its blocks, which takes time.
+        Op::Release { handle, .. } => session.handles.get(*handle).is_ok_and(|open| !open.node.is_gone()),
+        Op::Lookup { .. }
+        | Op::Getattr { .. }
+        | Op::Read { .. }
+        | Op::Readdir { .. }
+        | Op::Readlink { .. }
+        | Op::Flush { .. }
+        | Op::Forget
+        | Op::Ping
+        | Op::Bye
+        | Op::GetLock { .. }
+        | Op::SetLock { .. }
+        | Op::CancelLock { .. } => true,
+        _ => false,
+    }
+}
+
+/// Carries out a request. `None`: it would block and may not.
+pub(super) fn serve(gate: &Gate<'_>, call: Call<'_>, out: &mut ReplyBuf) -> Option<Served> {
+    let (outcome, claim) = match again(gate, || attempt(gate, call, out)) {
+        Ok(Answer { outcome: None, .. }) => return Some(Served::Later),
+        Ok(Answer { outcome: Some(outcome), claim, .. }) => (outcome, claim),
+        Err(Refusal::Failed(failure)) => (Outcome::Failed(failure), None),
+        Err(Refusal::Count(_) | Refusal::WouldBlock) if gate.inline => return None,
+        Err(Refusal::Count(_) | Refusal::WouldBlock) => (Done::failed(Errno::AGAIN).outcome, None),
+    };
+    gate.session.count(&outcome, if outcome == Outcome::Data { out.data().len() } else { 0 });
+    Some(Served::Done(Done { outcome, claim }))
+}
+
+/// Attempts something until no subtree has to be counted first; then makes sure that others have noticed.
+pub(super) fn again(gate: &Gate<'_>, mut act: impl FnMut() -> Checked<Answer>) -> Checked<Answer> {
+    let tree = &gate.engine.tree;
+    for _ in 0..ATTEMPTS {
+        match act() {
+            Err(Refusal::Count(meter)) if !gate.inline => meter.ensure_counted(tree)?,
+            Ok(answer) => {
+                if answer.settle {
+                    tree.sections.settle();
+                }
+                return Ok(answer);
+            }
+            other => return other,
+        }
+    }
+    Err(Refusal::errno(Errno::BUSY))
+}
+
+fn attempt(gate: &Gate<'_>, call: Call<'_>, out: &mut ReplyBuf) -> Checked<Answer> {
+    out.clear();
+    let Call { id, op, data, later } = call;
+    Ok(match op {
+        Op::Lookup { parent, name } => {
+            store::lookup::lookup(&gate.entry(op, *parent)?, name.as_bytes())?.into()
+        }
+        Op::Resolve { grant, ino } => store::resolve::resolve(&gate.grant(*grant)?, *ino, data)?.into(),
+        Op::Forget => forget(gate, data)?.into(),
+        Op::Getattr { node, handle } => store::getattr::getattr(&gate.node(op, *node, *handle)?)?.into(),
+        Op::Setattr { node, handle, set, by: _ } => {
+            store::setattr::setattr(&gate.node(op, *node, *handle)?, set)?.into()
+        }
+        Op::Readlink { node } => store::readlink::readlink(&gate.node(op, *node, None)?, out)?.into(),
+        Op::Open { node, flags } => store::open::open(&gate.node(op, *node, None)?, *flags)?.into(),
+        Op::Opendir { node } => store::opendir::opendir(&gate.node(op, *node, None)?)?.into(),
+        Op::Create { parent, name, mode, flags, by } => {
+            store::create::create(&gate.entry(op, *parent)?, name.as_bytes(), *mode, *flags, *by)?.into()
+        }
+        Op::Read { handle, offset, length } => {
+            store::read::read(&gate.handle(op, *handle)?, *offset, *length, out)?.into()
+        }
+        Op::Write { handle, offset } => {
+            store::write::write(&gate.handle(op, *handle)?, *offset, data)?.into()
+        }
+        Op::Flush { handle, lock_owner } => {
+            store::release::flush(&gate.letting(*handle)?, *lock_owner).into()
+        }
+        Op::Fsync { handle, data_only } => {
+            store::fsync::fsync(&gate.handle(op, *handle)?, *data_only)?.into()
+        }
+        Op::Release { handle, lock_owner } => {
+            store::release::release(&gate.letting(*handle)?, *handle, *lock_owner)?.into()
+        }
+        Op::Reopen { node, directory: true, .. } => {
+            let opendir = Op::Opendir { node: *node };
+            store::opendir::opendir(&gate.node(&opendir, *node, None)?)?.into()
+        }
+        Op::Reopen { node, flags, created, directory: false } => {
+            store::open::reopen(&gate.node(op, *node, None)?, *flags, *created)?.into()
+        }
+        Op::Readdir { handle, cookie, max_bytes, plus } => {
+            store::readdir::readdir(&gate.handle(op, *handle)?, *cookie, *max_bytes, *plus, out)?.into()
+        }
+        Op::Mkdir { parent, name, mode, by } => {
+            store::mkdir::mkdir(&gate.entry(op, *parent)?, name.as_bytes(), *mode, *by)?.into()
+        }
+        Op::Mknod { parent, name, mode, rdev, by } => {
+            store::mknod::mknod(&gate.entry(op, *parent)?, name.as_bytes(), *mode, *rdev, *by)?.into()
+        }
+        Op::Symlink { parent, name, by } => {
+            store::symlink::symlink(&gate.entry(op, *parent)?, name.as_bytes(), data, *by)?.into()
+        }
+        Op::Link { node, parent, name } => {
+            store::link::link(&gate.naming(op, *node, *parent)?, name.as_bytes())?.into()
+        }
+        Op::Unlink { parent, name } => {
+            store::unlink::unlink(&gate.entry(op, *parent)?, name.as_bytes())?.into()
+        }
+        Op::Rmdir { parent, name } => {
+            store::unlink::rmdir(&gate.entry(op, *parent)?, name.as_bytes())?.into()
+        }
+        Op::Rename { parent, name, new_parent, new_name, mode } => {
+            let permit = gate.entries(op, *parent, *new_parent)?;
+            store::rename::rename(&permit, name.as_bytes(), new_name.as_bytes(), *mode)?.into()
+        }
+        Op::Fallocate { handle, mode, offset, length } => {
+            store::fallocate::fallocate(&gate.handle(op, *handle)?, *mode, *offset, *length)?.into()
+        }
+        Op::Seek { handle, offset, hole } => {
+            store::seek::seek(&gate.handle(op, *handle)?, *offset, *hole)?.into()
+        }
+        Op::CopyRange { from, from_offset, to, to_offset, length } => {
+            let permit = gate.handles(op, *from, *to)?;
+            store::copy_range::copy_range(&permit, *from_offset, *to_offset, *length)?.into()
+        }
+        Op::Statfs { node } => store::statfs::statfs(&gate.node(op, *node, None)?)?.into(),
+        Op::Getxattr { node } => store::xattr::get(&gate.node(op, *node, None)?, data, out)?.into(),
+        Op::Listxattr { node } => store::xattr::list(&gate.node(op, *node, None)?, out)?.into(),
+        Op::Setxattr { node, name_length, flags } => {
+            store::xattr::set(&gate.node(op, *node, None)?, *name_length, *flags, data)?.into()
+        }
+        Op::Removexattr { node } => store::xattr::remove(&gate.node(op, *node, None)?, data)?.into(),
+        Op::GetLock { handle, lock } => {
+            store::lock::get(&gate.handle(op, *handle)?, &gate.engine.locks, lock)?.into()
+        }
+        Op::SetLock { handle, lock, wait, reclaim } => {
+            let how =
+                How { wait: wait.then_some((id, later)), reclaim: *reclaim, most: gate.session.bounds.locks };
+            let outcome = store::lock::set(&gate.handle(op, *handle)?, &gate.engine.locks, lock, how)?;
+            Answer { outcome, claim: None, settle: false }
+        }
+        Op::CancelLock { request } => {
+            gate.engine.locks.cancel(gate.session.number, *request);
+            Outcome::Done.into()
+        }
+        Op::Ping | Op::Bye => Outcome::Done.into(),
+    })
+}
+
+fn forget(gate: &Gate<'_>, data: &[u8]) -> Checked<Outcome> {
+    let nodes: Vec<Node> = codec::decode_list(data).map_err(|_| Refusal::Failed(Failure::Malformed))?;
+    nodes.into_iter().for_each(|node| gate.session.nodes.forget(node));
+    Ok(Outcome::Done)
+}
+
+pub(super) fn describe(session: &EngineSession, op: &Op) -> String {
+    let node = |key: Node, name: Option<&Name>| match session.known_node(key) {
+        Some(node) => session.path_of(key.grant, &node, name.map(Name::as_bytes)),
+        None => format!("node {} of grant {}", key.ino, key.grant),
+    };
+    let handle = |handle: Handle| match session.handles.get(handle) {
+        Ok(open) => session.path_of(open.grant, &open.node, None),
+        Err(_) => format!("handle {}", handle.0),
+    };
+    match op {
+        Op::Lookup { parent, name }
+        | Op::Create { parent, name, .. }
+        | Op::Mkdir { parent, name, .. }
+        | Op::Mknod { parent, name, .. }
+        | Op::Symlink { parent, name, .. }
+        | Op::Unlink { parent, name }
+        | Op::Rmdir { parent, name } => node(*parent, Some(name)),
+        Op::Rename { parent, name, new_parent, new_name, .. } => {
+            format!("{} -> {}", node(*parent, Some(name)), node(*new_parent, Some(new_name)))
+        }
+        Op::Link { node: source, parent, name } => {
+            format!("{} -> {}", node(*source, None), node(*parent, Some(name)))
+        }
+        Op::CopyRange { from, to, .. } => format!("{} -> {}", handle(*from), handle(*to)),
+        Op::Getattr { node: key, .. }
+        | Op::Setattr { node: key, .. }
+        | Op::Readlink { node: key }
+        | Op::Open { node: key, .. }
+        | Op::Opendir { node: key }
+        | Op::Reopen { node: key, .. }
+        | Op::Statfs { node: key }
+        | Op::Getxattr { node: key }
+        | Op::Listxattr { node: key }
+        | Op::Setxattr { node: key, .. }
+        | Op::Removexattr { node: key } => node(*key, None),
+        Op::Read { handle: open, .. }
+        | Op::Write { handle: open, .. }
+        | Op::Flush { handle: open, .. }
+        | Op::Fsync { handle: open, .. }
+        | Op::Release { handle: open, .. }
+        | Op::Readdir { handle: open, .. }
+        | Op::Fallocate { handle: open, .. }
+        | Op::Seek { handle: open, .. }
+        | Op::GetLock { handle: open, .. }
+        | Op::SetLock { handle: open, .. } => handle(*open),
+        Op::Resolve { grant, .. } => {
+            let mount = session.grants.get(usize::from(*grant)).map(|grant| grant.terms.mount.to_string());
+            mount.unwrap_or_default()
+        }
+        Op::Forget | Op::CancelLock { .. } | Op::Ping | Op::Bye => String::new(),
+    }
+}

@@ -1,0 +1,361 @@
+//! Byte-range locks between guests: one table for fcntl(2) and flock(2), with POSIX rules.
+//!
+//! An owner is a lock owner of a guest's kernel within a session. A lock set over parts of the same owner's locks splits,
+//! changes or joins them; waiting is first come, first served among those that could be served; a wait that would close
+//! a circle of owners waiting for each other is refused (`EDEADLK`).
+
+use std::collections::{HashMap, HashSet};
+
+use parking_lot::Mutex;
+use rustix::io::Errno;
+use strongroom_protocol::attr::{Lock, LockKind};
+use strongroom_protocol::reply::{Failure, Outcome};
+
+use crate::engine::LockReply;
+
+/// Who holds or wants a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Owner {
+    /// The session's number in this process.
+    pub(crate) session: u64,
+    /// The lock owner within it.
+    pub(crate) owner: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Held {
+    owner: Owner,
+    pid: u32,
+    start: u64,
+    /// Inclusive.
+    end: u64,
+    exclusive: bool,
+}
+
+struct Waiting {
+    wanted: Held,
+    request: u64,
+    reply: LockReply,
+}
+
+#[derive(Default)]
+struct FileLocks {
+    held: Vec<Held>,
+    waiting: Vec<Waiting>,
+}
+
+#[derive(Default)]
+struct Table {
+    /// By node id.
+    files: HashMap<u64, FileLocks>,
+    /// Locks held and waited for, by session.
+    counts: HashMap<u64, usize>,
+    grace: bool,
+}
+
+/// All locks.
+#[derive(Default)]
+pub(crate) struct Locks {
+    table: Mutex<Table>,
+}
+
+/// Replies that became due; they are sent after the table is unlocked.
+type Due = Vec<(LockReply, Outcome)>;
+
+impl Held {
+    fn of(owner: Owner, lock: &Lock) -> Held {
+        Held {
+            owner,
+            pid: lock.pid,
+            start: lock.start,
+            end: lock.end,
+            exclusive: lock.kind == LockKind::Exclusive,
+        }
+    }
+
+    fn overlaps(&self, other: &Held) -> bool {
+        self.start <= other.end && other.start <= self.end
+    }
+
+    fn conflicts(&self, other: &Held) -> bool {
+        self.owner != other.owner && (self.exclusive || other.exclusive) && self.overlaps(other)
+    }
+}
+
+impl FileLocks {
+    fn blocker(&self, wanted: &Held) -> Option<&Held> {
+        self.held.iter().filter(|held| held.conflicts(wanted)).min_by_key(|held| (held.start, held.owner))
+    }
+
+    /// Takes a range away from an owner; what sticks out on either side stays.
+    fn cut(&mut self, owner: Owner, start: u64, end: u64) {
+        let mut rest = vec![];
+        self.held.retain(|held| {
+            if held.owner != owner || held.start > end || held.end < start {
+                return true;
+            }
+            if held.start < start {
+                rest.push(Held { end: start - 1, ..*held });
+            }
+            if held.end > end {
+                rest.push(Held { start: end + 1, ..*held });
+            }
+            false
+        });
+        self.held.append(&mut rest);
+    }
+
+    /// Gives a lock that nothing stands against; joins neighbours of the same kind.
+    fn give(&mut self, mut wanted: Held) {
+        self.cut(wanted.owner, wanted.start, wanted.end);
+        self.held.retain(|held| {
+            let touches = held.end.checked_add(1) == Some(wanted.start)
+                || wanted.end.checked_add(1) == Some(held.start);
+            let joins = held.owner == wanted.owner && held.exclusive == wanted.exclusive && touches;
+            if joins {
+                wanted.start = wanted.start.min(held.start);
+                wanted.end = wanted.end.max(held.end);
+            }
+            !joins
+        });
+        self.held.push(wanted);
+    }
+
+    fn count(&self, session: u64) -> usize {
+        self.held.iter().filter(|held| held.owner.session == session).count()
+            + self.waiting.iter().filter(|waiting| waiting.wanted.owner.session == session).count()
+    }
+
+    /// Serves those who wait, first come first served.
+    fn serve(&mut self, due: &mut Due) {
+        let mut n = 0;
+        while let Some(waiting) = self.waiting.get(n) {
+            if self.blocker(&waiting.wanted).is_some() {
+                n += 1;
+                continue;
+            }
+            let waiting = self.waiting.remove(n);
+            self.give(waiting.wanted);
+            due.push((waiting.reply, Outcome::Done));
+            // A downgrade may have let in somebody before.
+            n = 0;
+        }
+    }
+}
+
+impl Table {
+    /// Does something with the locks of a node and keeps the counts right.
+    fn with<T>(&mut self, node: u64, due: &mut Due, act: impl FnOnce(&mut FileLocks) -> T) -> T {
+        let file = self.files.entry(node).or_default();
+        let sessions = |file: &FileLocks| -> HashSet<u64> {
+            let held = file.held.iter().map(|held| held.owner.session);
+            held.chain(file.waiting.iter().map(|waiting| waiting.wanted.owner.session)).collect()
+        };
+        let mut all = sessions(file);
+        let before: HashMap<u64, usize> =
+            all.iter().map(|session| (*session, file.count(*session))).collect();
+        let result = act(file);
+        file.serve(due);
+        all.extend(sessions(file));
+        for session in all {
+            let (old, new) = (before.get(&session).copied().unwrap_or(0), file.count(session));
+            let count = self.counts.entry(session).or_default();
+            *count = (*count + new).saturating_sub(old);
+            if *count == 0 {
+                self.counts.remove(&session);
+            }
+        }
+        if file.held.is_empty() && file.waiting.is_empty() {
+            self.files.remove(&node);
+        }
+        result
+    }
+
+    /// Whether `owner`, waiting for `blockers`, would wait for itself.
+    fn would_deadlock(&self, node: u64, wanted: &Held) -> bool {
+        let blockers = |node: u64, wanted: &Held| -> Vec<Owner> {
+            let held = self.files.get(&node).into_iter().flat_map(|file| &file.held);
+            held.filter(|held| held.conflicts(wanted)).map(|held| held.owner).collect()
+        };
+        let mut todo = blockers(node, wanted);
+        let mut seen = HashSet::new();
+        while let Some(owner) = todo.pop() {
+            if owner == wanted.owner {
+                return true;
+            }
+            if !seen.insert(owner) {
+                continue;
+            }
+            for (node, file) in &self.files {
+                for waiting in file.waiting.iter().filter(|waiting| waiting.wanted.owner == owner) {
+                    todo.extend(blockers(*node, &waiting.wanted));
+                }
+            }
+        }
+        false
+    }
+}
+
+fn send(due: Due) {
+    for (reply, outcome) in due {
+        reply(outcome);
+    }
+}
+
+/// What became of a lock that was asked for.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// It is had (or given up).
+    Given,
+    /// It is waited for.
+    Waits,
+    /// Not possible.
+    Refused(Failure),
+}
+
+fn errno(errno: Errno) -> Failure {
+    // Linux error numbers are below 4096.
+    Failure::Errno(errno.raw_os_error() as u16)
+}
+
+impl Locks {
+    /// While on, only reclaimed locks are given.
+    pub(crate) fn set_grace(&self, on: bool) {
+        self.table.lock().grace = on;
+    }
+
+    /// The lock that stands against this one, if any.
+    pub(crate) fn query(&self, node: u64, owner: Owner, lock: &Lock) -> Option<Lock> {
+        let wanted = Held::of(owner, lock);
+        let table = self.table.lock();
+        let held = table.files.get(&node)?.blocker(&wanted)?;
+        // Another session's process number and owner mean nothing here, and are not this session's to know.
+        let same = held.owner.session == owner.session;
+        Some(Lock {
+            owner: if same { held.owner.owner } else { 0 },
+            pid: if same { held.pid } else { 0 },
+            start: held.start,
+            end: held.end,
+            kind: if held.exclusive { LockKind::Exclusive } else { LockKind::Shared },
+        })
+    }
+
+    /// Sets or gives up a lock. `later` makes the reply if it must be waited for and `wait` is set.
+    pub(crate) fn set(&self, node: u64, owner: Owner, lock: &Lock, how: How<'_>) -> Asked {
+        if lock.start > lock.end {
+            return Asked::Refused(errno(Errno::INVAL));
+        }
+        let mut due = vec![];
+        let mut table = self.table.lock();
+        let wanted = Held::of(owner, lock);
+        let asked = if lock.kind == LockKind::Unlock {
+            table.with(node, &mut due, |file| file.cut(owner, lock.start, lock.end));
+            Asked::Given
+        } else if table.grace && !how.reclaim {
+            Asked::Refused(Failure::Grace)
+        } else if table.counts.get(&owner.session).copied().unwrap_or(0) >= how.most {
+            Asked::Refused(Failure::TooMany)
+        } else if table.files.get(&node).is_none_or(|file| file.blocker(&wanted).is_none()) {
+            table.with(node, &mut due, |file| file.give(wanted));
+            Asked::Given
+        } else if how.wait.is_none() {
+            Asked::Refused(errno(Errno::AGAIN))
+        } else if table.would_deadlock(node, &wanted) {
+            Asked::Refused(errno(Errno::DEADLK))
+        } else if let Some((request, later)) = how.wait {
+            let waiting = Waiting { wanted, request, reply: later() };
+            table.with(node, &mut due, |file| file.waiting.push(waiting));
+            Asked::Waits
+        } else {
+            Asked::Refused(errno(Errno::AGAIN))
+        };
+        drop(table);
+        send(due);
+        asked
+    }
+
+    /// Ends a wait: its reply is `EINTR`. Returns whether there was one.
+    pub(crate) fn cancel(&self, session: u64, request: u64) -> bool {
+        let mut due = vec![];
+        let mut table = self.table.lock();
+        let mine = |waiting: &Waiting| waiting.wanted.owner.session == session && waiting.request == request;
+        let node = table.files.iter().find(|(_, file)| file.waiting.iter().any(mine)).map(|(node, _)| *node);
+        if let Some(node) = node {
+            let ended = table.with(node, &mut due, |file| {
+                let at = file.waiting.iter().position(mine);
+                at.map(|at| file.waiting.remove(at))
+            });
+            due.extend(ended.map(|waiting| (waiting.reply, Outcome::Failed(errno(Errno::INTR)))));
+        }
+        drop(table);
+        send(due);
+        node.is_some()
+    }
+
+    /// Gives up all locks of an owner on a node.
+    pub(crate) fn release_owner(&self, node: u64, owner: Owner) {
+        let mut due = vec![];
+        let mut table = self.table.lock();
+        if table.files.contains_key(&node) {
+            table.with(node, &mut due, |file| file.cut(owner, 0, u64::MAX));
+        }
+        drop(table);
+        send(due);
+    }
+
+    /// Gives up all locks of a session on a node, and ends its waits there.
+    pub(crate) fn release_node(&self, node: u64, session: u64) {
+        let mut due = vec![];
+        let mut table = self.table.lock();
+        if table.files.contains_key(&node) {
+            table.with(node, &mut due, |file| file.drop_session(session)).0.into_iter().for_each(|waiting| {
+                due.push((waiting.reply, Outcome::Failed(errno(Errno::INTR))));
+            });
+        }
+        drop(table);
+        send(due);
+    }
+
+    /// Gives up all locks of a session; its waits are answered with `Fenced`. Returns how many were held, and waited for.
+    pub(crate) fn release_session(&self, session: u64) -> (usize, usize) {
+        let mut due = vec![];
+        let (mut held, mut waited) = (0, 0);
+        let mut table = self.table.lock();
+        let nodes: Vec<u64> =
+            table.files.iter().filter(|(_, file)| file.count(session) > 0).map(|(node, _)| *node).collect();
+        for node in nodes {
+            let (waiting, count) = table.with(node, &mut due, |file| file.drop_session(session));
+            held += count;
+            waited += waiting.len();
+            let fenced = |waiting: Waiting| (waiting.reply, Outcome::Failed(Failure::Fenced));
+            due.extend(waiting.into_iter().map(fenced));
+        }
+        drop(table);
+        send(due);
+        (held, waited)
+    }
+
+    /// Locks held and waited for by a session.
+    pub(crate) fn count(&self, session: u64) -> usize {
+        self.table.lock().counts.get(&session).copied().unwrap_or(0)
+    }
+}
+
+impl FileLocks {
+    fn drop_session(&mut self, session: u64) -> (Vec<Waiting>, usize) {
+        let before = self.held.len();
+        self.held.retain(|held| held.owner.session != session);
+        let ended = self.waiting.extract_if(.., |waiting| waiting.wanted.owner.session == session).collect();
+        (ended, before - self.held.len())
+    }
+}
+
+/// How a lock is asked for.
+pub(crate) struct How<'a> {
+    /// If it must be waited for: the request, and what makes its reply.
+    pub(crate) wait: Option<(u64, &'a dyn Fn() -> LockReply)>,
+    /// It was had before the gateway restarted.
+    pub(crate) reclaim: bool,
+    /// Most locks of the session.
+    pub(crate) most: usize,
+}

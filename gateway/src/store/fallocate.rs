@@ -1,0 +1,63 @@
+//! Allocating, punching, zeroing, collapsing, inserting (fallocate(2)).
+
+use rustix::fs::{FallocateFlags, fallocate as system_fallocate};
+use rustix::io::Errno;
+use strongroom_protocol::reply::Outcome;
+
+use super::sizes;
+use crate::gate::refusal::{Checked, Refusal};
+use crate::gate::rules::Deed;
+use crate::gate::{OnHandle, Permit};
+use crate::tree::Stat;
+
+const KNOWN: FallocateFlags = FallocateFlags::KEEP_SIZE
+    .union(FallocateFlags::PUNCH_HOLE)
+    .union(FallocateFlags::ZERO_RANGE)
+    .union(FallocateFlags::COLLAPSE_RANGE)
+    .union(FallocateFlags::INSERT_RANGE);
+
+pub(crate) fn fallocate(
+    permit: &Permit<'_, OnHandle>,
+    mode: u32,
+    offset: u64,
+    length: u64,
+) -> Checked<Outcome> {
+    let open = permit.target();
+    if !open.flags.write {
+        return Err(Refusal::errno(Errno::BADF));
+    }
+    let mode = FallocateFlags::from_bits(mode)
+        .filter(|mode| KNOWN.contains(*mode))
+        .ok_or_else(|| Refusal::errno(Errno::OPNOTSUPP))?;
+    let end = offset
+        .checked_add(length)
+        .filter(|end| i64::try_from(*end).is_ok())
+        .ok_or_else(|| Refusal::errno(Errno::FBIG))?;
+    let file = open.file()?;
+    let _size = open.node.size.lock();
+    let stat = Stat::of(file)?;
+    let allocates = FallocateFlags::KEEP_SIZE.contains(mode);
+    permit.require(if allocates && offset >= stat.size() { Deed::Extend } else { Deed::Change })?;
+    let keeps = mode.contains(FallocateFlags::KEEP_SIZE);
+    let most = if mode.contains(FallocateFlags::INSERT_RANGE) {
+        stat.size().saturating_add(length)
+    } else if mode.contains(FallocateFlags::COLLAPSE_RANGE) || keeps {
+        stat.size()
+    } else {
+        stat.size().max(end)
+    };
+    let change = sizes::prepare(permit, &open.node, &stat, most)?;
+    let reserves_beyond = keeps && !mode.contains(FallocateFlags::PUNCH_HOLE) && end > stat.size();
+    if reserves_beyond {
+        permit.check_size(end)?;
+        if change.is_counted() {
+            // Room beyond the end is in no file's size: it would not be counted.
+            return Err(Refusal::errno(Errno::OPNOTSUPP));
+        }
+    }
+    let result = system_fallocate(file, mode, offset, length);
+    // Also after a failure: the file may have grown on the way.
+    change.done(Stat::of(file)?.size());
+    result?;
+    Ok(Outcome::Done)
+}

@@ -1,0 +1,19 @@
+//! Attributes of a node.
+
+use strongroom_protocol::reply::Outcome;
+
+use crate::gate::refusal::Checked;
+use crate::gate::{OnNode, Permit};
+use crate::tree::Stat;
+
+pub(crate) fn getattr(permit: &Permit<'_, OnNode>) -> Checked<Outcome> {
+    Ok(Outcome::Attr(permit.show(&stat(permit)?)))
+}
+
+/// Through an open handle if there is one, which is surer and needs no name.
+pub(crate) fn stat(permit: &Permit<'_, OnNode>) -> Checked<Stat> {
+    match permit.handle() {
+        Some(open) => Ok(Stat::of(open.file()?)?),
+        None => permit.tree().stat(permit.node()),
+    }
+}

@@ -1,0 +1,32 @@
+//! What all ways of making a new object but opening have in common.
+
+use std::os::fd::OwnedFd;
+
+use strongroom_protocol::attr::Credentials;
+use strongroom_protocol::reply::Outcome;
+
+use crate::gate::refusal::Checked;
+use crate::gate::{InDir, Permit};
+
+/// Makes an object by `act` as the user that it shall belong to, and tells the session of it.
+pub(super) fn make(
+    permit: &Permit<'_, InDir>,
+    name: &[u8],
+    by: Credentials,
+    act: impl FnOnce(&OwnedFd) -> rustix::io::Result<()>,
+) -> Checked<Outcome> {
+    let (tree, dir) = (permit.tree(), permit.dir());
+    let parent = tree.fd_of(dir)?;
+    let limits = permit.limits()?;
+    let change = tree.change(dir, None)?;
+    let room = tree.meters_at(dir).reserve(&limits, 0, 1)?;
+    {
+        let _identity = permit.identity(by)?;
+        act(&parent)?;
+    }
+    room.keep();
+    let stat = tree.stat_at(&parent, name)?;
+    let node = tree.note(dir, name, &stat);
+    drop(change);
+    Ok(Outcome::Entry(permit.tell_made(&node, &stat)))
+}

@@ -1,0 +1,29 @@
+//! What reaches the data: one file for each operation. Every function takes a permit; none decides.
+
+pub(crate) mod copy_range;
+pub(crate) mod create;
+pub(crate) mod fallocate;
+pub(crate) mod fsync;
+pub(crate) mod getattr;
+pub(crate) mod link;
+pub(crate) mod lock;
+pub(crate) mod lookup;
+mod make;
+pub(crate) mod mkdir;
+pub(crate) mod mknod;
+pub(crate) mod open;
+pub(crate) mod opendir;
+pub(crate) mod read;
+pub(crate) mod readdir;
+pub(crate) mod readlink;
+pub(crate) mod release;
+pub(crate) mod rename;
+pub(crate) mod resolve;
+pub(crate) mod seek;
+pub(crate) mod setattr;
+mod sizes;
+pub(crate) mod statfs;
+pub(crate) mod symlink;
+pub(crate) mod unlink;
+pub(crate) mod write;
+pub(crate) mod xattr;

@@ -1,0 +1,111 @@
+//! Reading a directory, with attributes if wanted.
+
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{FileType, RawDir, SeekFrom, seek};
+use rustix::io::Errno;
+use strongroom_protocol::frame::MAX_DATA;
+use strongroom_protocol::name::Name;
+use strongroom_protocol::readdir::{DirEntry, OVERHEAD, push};
+use strongroom_protocol::reply::Outcome;
+
+use crate::engine::ReplyBuf;
+use crate::gate::refusal::{Checked, Refusal};
+use crate::gate::{OnHandle, Permit};
+use crate::tree::Stat;
+
+const BATCH: usize = 16 << 10;
+/// The least bytes that an entry with the shortest name takes; bounds how many fit.
+const LEAST: usize = 24;
+
+pub(crate) fn readdir(
+    permit: &Permit<'_, OnHandle>,
+    cookie: u64,
+    max_bytes: u32,
+    plus: bool,
+    out: &mut ReplyBuf,
+) -> Checked<Outcome> {
+    let open = permit.target();
+    if !open.node.is_dir() {
+        return Err(Refusal::errno(Errno::NOTDIR));
+    }
+    if i64::try_from(cookie).is_err() {
+        return Err(Refusal::errno(Errno::INVAL));
+    }
+    let file = open.file()?;
+    let most = (max_bytes as usize).min(MAX_DATA);
+    let mut position = open.position.lock();
+    if *position != cookie {
+        seek(file, SeekFrom::Start(cookie))?;
+        *position = cookie;
+    }
+    let bytes = out.collect();
+    let mut buffer = [MaybeUninit::uninit(); BATCH];
+    // Not more than may fit, so that little is read twice.
+    let batch = (most / LEAST * 32).clamp(1024, BATCH);
+    let mut entries = RawDir::new(file, buffer.get_mut(..batch).unwrap_or_default());
+    let mut next = cookie;
+    let mut full = false;
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        let after = entry.next_entry_cookie();
+        if !matches!(name, b"." | b"..") {
+            let needed = if plus { OVERHEAD } else { LEAST } + name.len();
+            if bytes.len() + needed > most {
+                full = true;
+                break;
+            }
+            if let Some(entry) = describe(permit, file, &entry, name, plus)? {
+                push(bytes, &entry).map_err(|_| Refusal::errno(Errno::IO))?;
+            }
+        }
+        next = after;
+        if entries.is_buffer_empty() && !bytes.is_empty() && bytes.len() + BATCH / 2 > most {
+            // Enough for one page; the descriptor stands just behind.
+            break;
+        }
+    }
+    let unread = !entries.is_buffer_empty();
+    // A descriptor that has read further than was told is put back by the next call.
+    *position = if full || unread { u64::MAX } else { next };
+    if full && bytes.is_empty() {
+        return Err(Refusal::errno(Errno::INVAL));
+    }
+    let length = bytes.len();
+    out.set_length(length);
+    Ok(Outcome::Data)
+}
+
+/// `None` if the entry vanished meanwhile or is not ours.
+fn describe(
+    permit: &Permit<'_, OnHandle>,
+    file: &OwnedFd,
+    entry: &rustix::fs::RawDirEntry<'_>,
+    name: &[u8],
+    plus: bool,
+) -> Checked<Option<DirEntry>> {
+    let Ok(checked) = Name::new(name) else { return Ok(None) };
+    let cookie = entry.next_entry_cookie();
+    if !plus {
+        let mut kind = entry.file_type();
+        if kind == FileType::Unknown {
+            match Stat::at(file, name) {
+                Ok(stat) => kind = stat.kind(),
+                Err(_) => return Ok(None),
+            }
+        }
+        let kind = (kind.as_raw_mode() >> 12) as u8;
+        return Ok(Some(DirEntry { ino: entry.ino(), cookie, kind, name: checked, attr: None }));
+    }
+    match permit.tree().lookup_in(&permit.target().node, file, name) {
+        Ok((node, stat)) => {
+            let told = permit.tell(&node, &stat);
+            let kind = (stat.kind().as_raw_mode() >> 12) as u8;
+            Ok(Some(DirEntry { ino: stat.ino(), cookie, kind, name: checked, attr: Some(told.attr) }))
+        }
+        Err(refusal) if refusal.is(Errno::NOENT) || refusal.is(Errno::XDEV) => Ok(None),
+        Err(other) => Err(other),
+    }
+}

@@ -1,0 +1,144 @@
+//! Renaming, replacing, exchanging.
+
+use rustix::fs::{FileType, RenameFlags, renameat_with};
+use rustix::io::Errno;
+use strongroom_protocol::op::RenameMode;
+use strongroom_protocol::reply::Outcome;
+
+use super::unlink::Vanishing;
+use crate::gate::refusal::{Checked, Refusal};
+use crate::gate::{InDirs, Permit};
+use crate::quota::{Limit, MeterSet, Reservation};
+use crate::tree::{Node, Stat};
+
+/// Also tells whether others must have noticed before it is answered.
+pub(crate) fn rename(
+    permit: &Permit<'_, InDirs>,
+    name: &[u8],
+    new_name: &[u8],
+    mode: RenameMode,
+) -> Checked<(Outcome, bool)> {
+    let (tree, from, to) = (permit.tree(), permit.from(), permit.to());
+    let (from_fd, to_fd) = (tree.fd_of(from)?, tree.fd_of(to)?);
+    let limits = permit.limits()?;
+    let change = tree.change(from, Some(to))?;
+    let (old_meters, new_meters) = (tree.meters_at(from), tree.meters_at(to));
+    old_meters.ready()?;
+    new_meters.ready()?;
+    let stat = tree.stat_at(&from_fd, name)?;
+    let target = match tree.stat_at(&to_fd, new_name) {
+        Ok(target) => Some(target),
+        Err(refusal) if refusal.is(Errno::NOENT) => None,
+        Err(other) => return Err(other),
+    };
+    let node = tree.note(from, name, &stat);
+    let target = target.map(|stat| (tree.note(to, new_name, &stat), stat));
+    let flags = match mode {
+        RenameMode::Replace => RenameFlags::empty(),
+        RenameMode::NoReplace => RenameFlags::NOREPLACE,
+        RenameMode::Exchange => RenameFlags::EXCHANGE,
+    };
+    let act = || Ok::<_, Refusal>(renameat_with(&*from_fd, name, &*to_fd, new_name, flags)?);
+    let same_object = target.as_ref().is_some_and(|(other, _)| other.id == node.id);
+    let refused = match mode {
+        RenameMode::NoReplace => target.is_some(),
+        RenameMode::Exchange => target.is_none(),
+        RenameMode::Replace => false,
+    };
+    if same_object || refused {
+        // Two names of one file stay as they are (rename(2)); otherwise the kernel says why not.
+        act()?;
+        return Ok((Outcome::Done, false));
+    }
+    let across = !old_meters.same(&new_meters);
+    if across && (node.is_dir() || mode == RenameMode::Exchange) {
+        // What lies below would have to be counted first; project quotas of file systems answer the same.
+        return Err(Refusal::errno(Errno::XDEV));
+    }
+    let crosses = tree.crosses(&node, from, to)
+        || target
+            .as_ref()
+            .is_some_and(|(other, _)| mode == RenameMode::Exchange && tree.crosses(other, to, from));
+    if mode == RenameMode::Exchange {
+        let (other, _) = target.as_ref().ok_or_else(|| Refusal::errno(Errno::NOENT))?;
+        act()?;
+        tree.moved(&node, (from, name), (to, new_name));
+        tree.moved(other, (to, new_name), (from, name));
+        drop(change);
+        return Ok((Outcome::Done, crosses));
+    }
+    let vanishing =
+        target.as_ref().map(|(_, stat)| Vanishing::look(tree, to, new_name, stat, new_meters.clone()));
+    // In the order of node ids, as everywhere.
+    let _sizes = lock_sizes(&node, vanishing.as_ref().map(|vanishing| &*vanishing.node));
+    let stat = tree.stat_at(&from_fd, name)?;
+    let target = match &target {
+        Some(_) => Some(tree.stat_at(&to_fd, new_name)?),
+        None => None,
+    };
+    let moving = across.then(|| Moving::prepare(&stat, &old_meters, &new_meters, &limits)).transpose()?;
+    act()?;
+    if let (Some(vanishing), Some(target)) = (&vanishing, &target) {
+        vanishing.vanished(tree, to, new_name, target);
+    }
+    tree.moved(&node, (from, name), (to, new_name));
+    if let Some(moving) = moving {
+        moving.done(&stat);
+    }
+    drop(change);
+    Ok((Outcome::Done, crosses))
+}
+
+fn lock_sizes<'a>(
+    one: &'a Node,
+    other: Option<&'a Node>,
+) -> (parking_lot::MutexGuard<'a, ()>, Option<parking_lot::MutexGuard<'a, ()>>) {
+    match other.filter(|other| other.id != one.id) {
+        None => (one.size.lock(), None),
+        Some(other) if other.id < one.id => {
+            let first = other.size.lock();
+            (first, Some(one.size.lock()))
+        }
+        Some(other) => {
+            let first = one.size.lock();
+            (first, Some(other.size.lock()))
+        }
+    }
+}
+
+/// A file that goes from some meters to others.
+struct Moving {
+    left: MeterSet,
+    entered: MeterSet,
+    bytes: Reservation,
+    names: Reservation,
+}
+
+impl Moving {
+    fn prepare(stat: &Stat, old: &MeterSet, new: &MeterSet, limits: &[Limit]) -> Checked<Moving> {
+        let (left, entered) = (old.without(new), new.without(old));
+        let size = if stat.kind() == FileType::RegularFile { stat.size() } else { 0 };
+        let names = entered.reserve(limits, 0, 1)?;
+        let fresh: MeterSet = if stat.nlink() > 1 {
+            // Counted already where it has another name.
+            entered.iter().filter(|meter| !meter.has_shared(stat.ino())).cloned().collect()
+        } else {
+            entered.clone()
+        };
+        let bytes = fresh.reserve(limits, size, 0)?;
+        Ok(Moving { left, entered, bytes, names })
+    }
+
+    fn done(self, stat: &Stat) {
+        let size = if stat.kind() == FileType::RegularFile { stat.size() } else { 0 };
+        self.names.keep();
+        self.bytes.keep();
+        self.left.release(0, 1);
+        if stat.nlink() > 1 {
+            self.entered.linked(stat.ino(), None);
+            self.left.unlinked(stat.ino()).release(size, 0);
+        } else {
+            self.left.release(size, 0);
+        }
+    }
+}

@@ -1,0 +1,118 @@
+#![allow(unsafe_code, reason = "system calls that rustix does not offer; each with its reason")]
+//! System calls that need `libc`: the file-system identity of a thread, chmod of an O_PATH descriptor, the umask.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use rustix::io::Errno;
+
+/// `CAP_DAC_OVERRIDE`, `CAP_DAC_READ_SEARCH`, `CAP_MKNOD` (capabilities(7)): setfsuid takes them away from a thread, and
+/// the guest's kernel has already checked modes with what it knows of the caller's groups.
+const KEPT_CAPABILITIES: u32 = 1 << 1 | 1 << 2 | 1 << 27;
+const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
+const SYS_FCHMODAT2: libc::c_long = 452;
+
+#[repr(C)]
+struct CapHeader {
+    version: u32,
+    pid: i32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct CapData {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+/// Sets the umask of the process to 0: the guests' kernels have applied theirs.
+pub(crate) fn clear_umask() {
+    // SAFETY: umask(2) takes a number and cannot fail.
+    unsafe { libc::umask(0) };
+}
+
+/// The thread's file-system user and group, until dropped. Not `Send`: it belongs to the thread that made it.
+pub(crate) struct Identity {
+    changed: bool,
+    _thread: std::marker::PhantomData<*const ()>,
+}
+
+fn set_fsids(uid: u32, gid: u32) {
+    // SAFETY: both take numbers, act on the calling thread and report nothing but the former value.
+    unsafe {
+        libc::setfsgid(gid);
+        libc::setfsuid(uid);
+    }
+}
+
+/// The present file-system ids; a value that is no id changes nothing (setfsuid(2)).
+fn fsids() -> (u32, u32) {
+    // SAFETY: as above.
+    let (uid, gid) = unsafe { (libc::setfsuid(u32::MAX), libc::setfsgid(u32::MAX)) };
+    (uid.cast_unsigned(), gid.cast_unsigned())
+}
+
+fn keep_capabilities() -> Result<(), Errno> {
+    let mut header = CapHeader { version: CAPABILITY_VERSION_3, pid: 0 };
+    let mut data = [CapData::default(); 2];
+    // SAFETY: version 3 of capget(2) reads a header and writes two data structures, which these are.
+    if unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) } != 0 {
+        return Err(last_error());
+    }
+    data[0].effective |= data[0].permitted & KEPT_CAPABILITIES;
+    // SAFETY: version 3 of capset(2) reads a header and two data structures, which these are.
+    if unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) } != 0 {
+        return Err(last_error());
+    }
+    Ok(())
+}
+
+fn last_error() -> Errno {
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
+}
+
+impl Identity {
+    /// The gateway's own identity: changes nothing.
+    pub(crate) fn own() -> Identity {
+        Identity { changed: false, _thread: std::marker::PhantomData }
+    }
+
+    /// Makes new files of this thread belong to `uid` and `gid`.
+    ///
+    /// # Errors
+    /// `EPERM` if the process may not (it is not root).
+    pub(crate) fn become_user(uid: u32, gid: u32) -> Result<Identity, Errno> {
+        if (uid, gid) == (0, 0) {
+            return Ok(Identity::own());
+        }
+        let identity = Identity { changed: true, _thread: std::marker::PhantomData };
+        set_fsids(uid, gid);
+        if fsids() != (uid, gid) {
+            return Err(Errno::PERM);
+        }
+        if uid != 0 {
+            keep_capabilities()?;
+        }
+        Ok(identity)
+    }
+}
+
+impl Drop for Identity {
+    fn drop(&mut self) {
+        if self.changed {
+            set_fsids(0, 0);
+        }
+    }
+}
+
+/// Sets the mode of what a descriptor refers to, also of an O_PATH descriptor (fchmodat2(2), Linux 6.6).
+///
+/// # Errors
+/// `ENOSYS` from an older kernel, and those of chmod(2).
+pub(crate) fn chmod_fd(fd: BorrowedFd<'_>, mode: u32) -> Result<(), Errno> {
+    // SAFETY: the descriptor is open for the length of the call, the path is a constant with its NUL.
+    let result = unsafe {
+        libc::syscall(SYS_FCHMODAT2, fd.as_raw_fd(), c"".as_ptr(), mode & 0o7777, libc::AT_EMPTY_PATH)
+    };
+    if result == 0 { Ok(()) } else { Err(last_error()) }
+}
