@@ -1,0 +1,92 @@
+# Strongroom on Debian. `make demo` shows it, `make test` tests everything; both install what they need first.
+#
+#   make lab          build target/release/lab and the programs that it runs
+#   make demo         the story, step by step: grant, work, attack, revoke, reissue
+#   make test         unit tests, tests in the lab, conformance suites
+#   make check        what to run before a commit: format, lints, unit and doc tests, docs, licences
+#   make bench        the mount beside sshfs and a local FUSE passthrough, as a table
+#   make conformance  pjdfstest and fsx on a real mount (as root)
+#   make soak         the conformance suites with many seeds, and the long tests
+#   make install      to $(DESTDIR)$(PREFIX)/bin, the helper of mount(8) to $(DESTDIR)/sbin, unit files to /etc
+#   make clean        remove what was built
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+CARGO ?= cargo
+OPS ?= 100000
+SEEDS ?= 1
+SOAK_SEEDS ?= 1 2 3 4 5 6 7 8 9 10
+
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
+BIN := $(TARGET)/release
+TOOLS := $(TARGET)/tools/bin
+PROGRAMS := -p strongroom-cli -p strongroom-gateway -p strongroom-fuse-client
+UNITS := $(wildcard dist/systemd/*)
+
+# The tests' labs run the optimised programs: they are what is shipped, and fast enough for whole repositories.
+export STRONGROOM_BIN_DIR := $(BIN)
+export STRONGROOM_BIN := $(BIN)
+export PATH := $(PATH):/usr/sbin:/sbin
+
+.PHONY: all lab build demo test bench conformance soak check install clean need-build need-lab need-test need-bench
+
+all: lab
+
+need-build:
+	@tools/setup.sh build
+need-lab:
+	@tools/setup.sh build lab
+need-test:
+	@tools/setup.sh build lab test
+need-bench:
+	@tools/setup.sh build lab bench
+
+lab build: need-lab
+	$(CARGO) build --release --locked $(PROGRAMS) -p strongroom-tests --bins
+
+demo: lab
+	@$(BIN)/demo
+
+test: need-test
+	$(CARGO) build --release --locked $(PROGRAMS) -p strongroom-tests --bins
+	$(CARGO) test --workspace --locked
+	@if [ "$$(id -u)" = 0 ]; then $(MAKE) --no-print-directory run-conformance; \
+	else echo "make test: pjdfstest needs root and was left out; run it with: sudo make conformance"; fi
+
+bench: need-bench
+	$(CARGO) build --release --locked $(PROGRAMS) -p strongroom-tests -p strongroom-benches --bins
+	$(BIN)/bench $(BENCH_ARGS)
+	$(CARGO) bench --locked -p strongroom-benches --bench verify
+
+conformance: need-test
+	$(CARGO) build --release --locked $(PROGRAMS) --bins
+	@$(MAKE) --no-print-directory run-conformance
+
+.PHONY: run-conformance
+run-conformance:
+	PATH="$(TOOLS):$$PATH" tests/conformance/run.sh --ops $(OPS) --seeds "$(SEEDS)"
+
+soak: need-test
+	$(CARGO) build --release --locked $(PROGRAMS) -p strongroom-tests --bins
+	@$(MAKE) --no-print-directory run-conformance SEEDS="$(SOAK_SEEDS)"
+	$(CARGO) test --locked -p strongroom-tests -- --include-ignored
+
+check: need-build
+	$(CARGO) fmt --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) test --workspace --locked --exclude strongroom-tests --exclude strongroom-benches
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked --quiet
+	@tools/setup.sh check
+	PATH="$(TOOLS):$$PATH" cargo-deny --workspace check --hide-inclusion-graph bans licenses sources
+
+# As root for the usual PREFIX; `sudo make install` must not build, for sudo's root has no toolchain of yours.
+install:
+	@for program in contract strongroom-gateway mount.strongroom; do \
+	  test -x "$(BIN)/$$program" || { echo "make install: $(BIN)/$$program is missing; run \`make build\` first" >&2; exit 1; }; done
+	install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)/sbin" "$(DESTDIR)/etc/systemd/system"
+	install -m 755 "$(BIN)/contract" "$(BIN)/strongroom-gateway" "$(BIN)/mount.strongroom" "$(DESTDIR)$(PREFIX)/bin"
+	ln -sfn "$(PREFIX)/bin/mount.strongroom" "$(DESTDIR)/sbin/mount.strongroom"
+	$(if $(UNITS),install -m 644 $(UNITS) "$(DESTDIR)/etc/systemd/system")
+
+clean:
+	$(CARGO) clean
