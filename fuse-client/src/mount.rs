@@ -263,19 +263,16 @@ fn mount_entry(dir: &Path) -> Option<Entry> {
 }
 
 fn find_entry(mountinfo: &str, dir: &Path) -> Option<Entry> {
-    mountinfo
-        .lines()
-        .filter_map(|line| {
-            let (mount, kind) = line.split_once(" - ")?;
-            let mut fields = mount.split(' ');
-            let device = fields.nth(2)?;
-            let point = fields.nth(1)?;
-            (unescape(point) == dir.as_os_str().as_bytes()).then(|| Entry {
-                device: device.to_owned(),
-                kind: kind.split(' ').next().unwrap_or_default().to_owned(),
-            })
+    mountinfo.lines().rev().find_map(|line| {
+        let (mount, kind) = line.split_once(" - ")?;
+        let mut fields = mount.split(' ');
+        let device = fields.nth(2)?;
+        let point = fields.nth(1)?;
+        (unescape(point) == dir.as_os_str().as_bytes()).then(|| Entry {
+            device: device.to_owned(),
+            kind: kind.split(' ').next().unwrap_or_default().to_owned(),
         })
-        .last()
+    })
 }
 
 /// Space, tab, newline and backslash are written as `\` and three octal digits there.

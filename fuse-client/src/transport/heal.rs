@@ -39,6 +39,11 @@ impl Shared {
                 // The keeper is gone only when the mount ends.
                 let _ = self.nudge.send(Nudge::Broken);
             }
+            // It was not carried out, and will be under the contract that took the other's place.
+            Failure::Fenced if self.core.lock().superseded => {
+                pending.sent = false;
+                self.enqueue(pending);
+            }
             // It is closed, one way or the other.
             Failure::BadHandle if matches!(pending.op, Op::Release { .. }) => {
                 finish(pending, Ok(Answer { outcome: Outcome::Done, data: &[], epoch: 0 }));

@@ -26,6 +26,8 @@ const LAST_PAUSE: Duration = Duration::from_secs(1);
 const REFUSED_PAUSE: Duration = Duration::from_secs(2);
 /// How often the contract file is looked at while there is no valid contract.
 const FILE_PACE: Duration = Duration::from_millis(500);
+/// How long the last answers of a superseded session may take.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// How long a send may be stuck before the connection counts as lost.
 const SEND_MAX: Duration = Duration::from_secs(20);
 
@@ -43,6 +45,9 @@ pub enum OpenError {
     Thread(#[from] std::io::Error),
 }
 
+/// A session that the gateway has welcomed.
+type Welcomed = (Box<Welcome>, Vec<GrantInfo>, Box<Channel>);
+
 /// What has to be done.
 enum Need {
     Nothing,
@@ -50,6 +55,8 @@ enum Need {
     Connection,
     /// The session has fewer connections than it may.
     Another,
+    /// The session was ended in favour of another; its last answers are still coming.
+    Farewell,
     /// There is no session, because there is no valid contract.
     Contract,
     End,
@@ -83,6 +90,7 @@ impl Keeper {
                 Need::Nothing => None,
                 Need::Connection => self.reconnect(),
                 Need::Another => self.add_connection(),
+                Need::Farewell => self.farewell(),
                 Need::Contract => self.revive(),
             };
             let nudge = match wait {
@@ -105,9 +113,25 @@ impl Keeper {
             Phase::Closed => Need::End,
             Phase::Void => Need::Contract,
             _ if live == 0 => Need::Connection,
+            _ if core.superseded => Need::Farewell,
             Phase::Up if live < core.links.len().min(self.most) => Need::Another,
             Phase::Away | Phase::Up => Need::Nothing,
         }
+    }
+
+    /// The gateway closes the connections when it has answered what was under way; it is not waited for without end.
+    fn farewell(&self) -> Option<Duration> {
+        let until = Instant::now() + FAREWELL;
+        while Instant::now() < until {
+            let core = self.shared.core.lock();
+            if core.live_links() == 0 || core.phase != Phase::Away {
+                return Some(Duration::ZERO);
+            }
+            drop(core);
+            std::thread::sleep(FIRST_PAUSE);
+        }
+        self.abandon();
+        Some(FIRST_PAUSE)
     }
 
     /// Gives the session up, so that another is begun.
@@ -130,7 +154,7 @@ impl Keeper {
     }
 
     /// Opens a session with the contract file, or with what the gateway keeps if the file's contract is of no use any more.
-    fn begin(&self) -> Result<(Box<Welcome>, Vec<GrantInfo>, Box<Channel>), OpenError> {
+    fn begin(&self) -> Result<Welcomed, OpenError> {
         let settings = &self.shared.settings;
         let chain = settings.contract.chain();
         let refused = match self.knock(None, false, &chain)? {
@@ -309,6 +333,7 @@ impl Keeper {
                 core.epoch += 1;
             }
             core.session = Some(Session { id: welcome.session, boot: welcome.boot });
+            core.superseded = false;
             core.set_room(welcome.in_flight);
             core.phase = Phase::Away;
             (lost, restarted)

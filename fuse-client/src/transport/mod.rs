@@ -219,7 +219,7 @@ impl Shared {
                 }
                 Some(Err((pending, ended))) => {
                     drop(core);
-                    finish(pending, Err(ended));
+                    finish(*pending, Err(ended));
                     core = self.core.lock();
                 }
                 None => self.sendable.wait(&mut core),
@@ -227,7 +227,7 @@ impl Shared {
         }
     }
 
-    fn next_waiting(&self, core: &mut Core) -> Option<Result<Ready, (Pending, Ended)>> {
+    fn next_waiting(&self, core: &mut Core) -> Option<Result<Ready, (Box<Pending>, Ended)>> {
         if core.phase != Phase::Up {
             return None;
         }
@@ -247,7 +247,9 @@ impl Shared {
                     core.queue.remove(position);
                     return Some(Ok(ready));
                 }
-                Prepared::Fail(ended) => return core.remove(id).map(|pending| Err((pending, ended))),
+                Prepared::Fail(ended) => {
+                    return core.remove(id).map(|pending| Err((Box::new(pending), ended)));
+                }
                 Prepared::Wait => slots_out |= needs_slot,
             }
         }
@@ -329,17 +331,21 @@ impl Shared {
 
     fn event(&self, event: Event) {
         match event {
-            Event::Fenced(reason) => {
-                self.settings.journal.note(match reason {
-                    FenceReason::Revoked => {
-                        "the contract was revoked: every call is refused until there is a new one"
-                    }
-                    FenceReason::Expired => {
-                        "the contract has expired: every call is refused until there is a new one"
-                    }
-                    FenceReason::Superseded => "another contract takes the place of this one",
-                });
+            Event::Fenced(FenceReason::Revoked) => {
+                self.settings
+                    .journal
+                    .note("the contract was revoked: every call is refused until there is a new one");
                 self.void();
+            }
+            Event::Fenced(FenceReason::Expired) => {
+                self.settings
+                    .journal
+                    .note("the contract has expired: every call is refused until there is a new one");
+                self.void();
+            }
+            Event::Fenced(FenceReason::Superseded) => {
+                self.settings.journal.note("another contract takes the place of this one");
+                self.supersede();
             }
             Event::Renewed { expires } => {
                 self.settings.journal.note(&format!(
@@ -349,6 +355,19 @@ impl Shared {
             }
             Event::Stopping => self.settings.journal.note("the gateway is stopping"),
         }
+    }
+
+    /// The session is over, but there is another contract: calls wait for the session that the keeper begins under it.
+    fn supersede(&self) {
+        {
+            let mut core = self.core.lock();
+            if core.phase == Phase::Up || core.phase == Phase::Away {
+                core.phase = Phase::Away;
+                core.session = None;
+                core.superseded = true;
+            }
+        }
+        self.look();
     }
 
     /// The contract is void: everything ends at once with EACCES, now and until the keeper has found another.

@@ -139,6 +139,8 @@ pub(super) struct Core {
     pub(super) phase: Phase,
     pub(super) epoch: u64,
     pub(super) session: Option<Session>,
+    /// The session was ended in favour of another contract; what it did not carry out waits for the next session.
+    pub(super) superseded: bool,
     pub(super) links: Vec<Option<Link>>,
     pub(super) pending: BTreeMap<u64, Pending>,
     pub(super) queue: VecDeque<u64>,
@@ -156,6 +158,7 @@ impl Core {
             phase: Phase::Away,
             epoch: 0,
             session: None,
+            superseded: false,
             links: (0..connections.max(1)).map(|_| None).collect(),
             pending: BTreeMap::new(),
             queue: VecDeque::new(),
