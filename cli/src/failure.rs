@@ -70,12 +70,6 @@ impl Failure {
         Failure::new(Exit::Other, message)
     }
 
-    /// The failure, out of a place that keeps its kind and message.
-    pub(crate) fn take(&mut self) -> Failure {
-        let copy = Failure::new(self.exit, &self.message);
-        Failure { hints: std::mem::take(&mut self.hints), facts: std::mem::take(&mut self.facts), ..copy }
-    }
-
     /// Adds what to do next.
     #[must_use]
     pub fn hint(mut self, hint: impl fmt::Display) -> Failure {

@@ -343,6 +343,50 @@ fn policies_are_checked_explained_and_compared() {
 }
 
 #[test]
+fn a_narrower_contract_does_not_hide_that_a_wider_one_is_still_valid() {
+    let world = World::new();
+    let grant = |rights: &str| {
+        world.run(&[
+            "grant",
+            "mail",
+            "--offline",
+            "--holder",
+            "holder.pub",
+            "--path",
+            "/Mail",
+            "--rights",
+            rights,
+        ])
+    };
+    assert!(!grant("read-only").ok().err.contains("allows more"));
+    assert!(!grant("read-write").ok().err.contains("allows more"));
+    assert!(grant("read-only").ok().err.contains("allows more and is still valid"));
+}
+
+#[test]
+fn colour_is_for_terminals_that_want_it() {
+    let world = World::new();
+    world.run(&["grant", "mail", "--offline", "--holder", "holder.pub"]).ok();
+    let list = format!("{} list --offline", env!("CARGO_BIN_EXE_contract"));
+    // script(1) gives its command a terminal; the helper that runs commands without one refuses colour by itself.
+    let on_terminal = |name: &str, value: &str| {
+        let mut command = std::process::Command::new("script");
+        command.args(["-qec", &list, "/dev/null"]).env("STRONGROOM_DIR", world.base());
+        command
+            .env_remove("NO_COLOR")
+            .env("TERM", "xterm")
+            .env(name, value)
+            .stdin(std::process::Stdio::null());
+        String::from_utf8(command.output().unwrap().stdout).unwrap()
+    };
+    assert!(on_terminal("X", "").contains("\x1b[32mvalid\x1b[0m"));
+    for (name, value) in [("NO_COLOR", "1"), ("TERM", "dumb")] {
+        let plain = on_terminal(name, value);
+        assert!(plain.contains("valid") && !plain.contains('\x1b'), "{name}: {plain:?}");
+    }
+}
+
+#[test]
 fn a_reader_that_goes_away_is_no_error() {
     let world = World::new();
     let script =

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::{Value, json};
-use strongroom_contracts::Application;
+use strongroom_contracts::{Application, ContractId, Grant as Granted, Terms};
 
 use super::Context;
-use crate::archive::Archive;
+use crate::archive::{Archive, Issued, Standing};
 use crate::base::mistakes;
 use crate::failure::Failure;
 use crate::files::{self, Existing, PUBLIC};
@@ -71,6 +71,7 @@ impl Grant {
         let generation = issuing::next_generation(&archive, &self.application, counter.as_mut())?;
         let now = counter.as_ref().map_or(context.clock.now(), |counter| counter.now);
         let terms = issuer.terms(policy, &wish, generation, now)?;
+        let wider = still_wider(&archive, &terms, now)?;
         let made = issuing::make(&issuer, &archive, &lock, terms, counter.as_mut())?;
         let text = made.text()?;
         if let Some(out) = &self.out {
@@ -80,6 +81,9 @@ impl Grant {
         }
         let mut warnings = mistakes(&policies);
         warnings.extend(counter.map_or(vec![], |counter| counter.warnings));
+        warnings.extend(wider.into_iter().map(|id| {
+            format!("an earlier contract of this holder allows more and is still valid; to make it void: contract revoke {id}, then grant again")
+        }));
         self.report(context, &made, text, warnings)
     }
 
@@ -126,4 +130,19 @@ impl Grant {
             }
         })
     }
+}
+
+/// The newest contract of the same holder, if it has not expired and allows something that the new terms do not.
+fn still_wider(archive: &Archive, terms: &Terms, now: u64) -> Result<Option<ContractId>, Failure> {
+    let shelf = archive.shelf(Some(&terms.application))?;
+    let covers =
+        |kept: &Granted, grant: &Granted| kept.data.contains(&grant.data) && kept.rights.covers(grant.rights);
+    let within = |grant: &Granted| terms.grants.iter().any(|kept| covers(kept, grant));
+    let wider = |(issued, standing): &&(Issued, Standing)| {
+        *standing == Standing::Newest
+            && issued.terms.holder == terms.holder
+            && issued.terms.expires > now
+            && !issued.terms.grants.iter().all(within)
+    };
+    Ok(shelf.contracts.iter().find(wider).map(|(issued, _)| issued.terms.id))
 }

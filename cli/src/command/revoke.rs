@@ -13,7 +13,7 @@ use strongroom_contracts::{Application, ContractId, FenceReceipt, Subject, Terms
 use super::Context;
 use crate::admin::{AdminClient, Generations};
 use crate::archive::Archive;
-use crate::base::{Base, gateway_failure};
+use crate::base::Base;
 use crate::failure::{Exit, Failure};
 use crate::issuing::Issuer;
 use crate::output::{Report, count};
@@ -47,31 +47,29 @@ impl Revoke {
         let issuer = Issuer::open(&base)?;
         let archive = Archive::open(&base)?;
         let target = self.target(&archive)?;
-        let mut connection = context.connect(&base);
+        let (mut client, mut sent) = match context.connect(&base) {
+            Ok(client) => (Some(client), Sent::default()),
+            Err(failure) => (None, Sent { held: vec![], failure: Some(failure), again: true }),
+        };
         let mut warnings = vec![];
         let subject = match &target {
             Target::Contract(id) => Subject::Contract(*id),
             Target::Application(application) => {
-                let client = connection.as_mut().ok();
-                revoking::all_of(application, below(&base, &archive, application, client, &mut warnings)?)
+                let below = below(&base, &archive, application, client.as_mut(), &mut warnings)?;
+                revoking::all_of(application, below)
             }
         };
         let now = context.clock.now();
         let sign = |subject| revoking::sign(&issuer, subject, &self.why, now);
         let mut statements = vec![sign(subject)?];
-        let mut sent = Sent::default();
-        match &mut connection {
-            Ok(client) => sent.send(client, &issuer, &statements),
-            Err(failure) => {
-                sent.again = true;
-                sent.failure = Some(failure.take());
-            }
+        if let Some(client) = &mut client {
+            sent.send(client, &issuer, &statements);
         }
         if let Target::Contract(id) = target {
             // Looked for only now: reading the archive must not hold up the fence.
             let others = other_terms(&archive, id, now, &mut warnings);
             statements.extend(others.into_iter().map(sign).collect::<Result<Vec<_>, _>>()?);
-            if let (Ok(client), None) = (&mut connection, &sent.failure) {
+            if let (Some(client), None) = (&mut client, &sent.failure) {
                 sent.send(client, &issuer, &statements);
             }
         }
@@ -270,8 +268,8 @@ fn below(
         warnings.push(format!("the archive does not help: {failure}"));
         None
     });
-    let asked = client.map(|client| client.generations(application)).transpose();
-    let known = asked.map_err(gateway_failure).unwrap_or_default();
+    // A gateway that does not answer this will not answer the revocation either, and that is where it is reported.
+    let known = client.and_then(|client| client.generations(application).ok());
     let at_gateway = known.is_some_and(|known| known != Generations { lowest: 1, highest: 0 });
     if record.is_none() && !at_gateway && !has_policy(base, application) {
         return Err(unknown(base, archive, application));
