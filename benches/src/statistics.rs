@@ -16,7 +16,11 @@ pub fn median(samples: &[f64]) -> Option<f64> {
 #[must_use]
 pub fn percentile(samples: &[f64], share: f64) -> Option<f64> {
     let sorted = sorted(samples);
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "counts of samples are small and positive")]
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "counts of samples are small and positive"
+    )]
     let rank = (share.clamp(0.0, 1.0) * sorted.len() as f64).ceil() as usize;
     sorted.get(rank.saturating_sub(1)).copied()
 }

@@ -74,7 +74,9 @@ const fn name(group: Group) -> &'static str {
 }
 
 fn probe(workers: &mut [Worker], results: &mut Results) -> Result<()> {
-    let Some(worker) = workers.iter_mut().find(|worker| worker.target == Target::Passthrough) else { return Ok(()) };
+    let Some(worker) = workers.iter_mut().find(|worker| worker.target == Target::Passthrough) else {
+        return Ok(());
+    };
     worker.order(&Order::Probe)?;
     loop {
         match worker.next_word()? {
@@ -125,7 +127,11 @@ impl Worker {
 
     fn next_word(&mut self) -> Result<Word> {
         self.process.next_word()?.with_context(|| {
-            format!("the worker on {} gave no sign of life for {} s", self.target.title(), HANG_GUARD.as_secs())
+            format!(
+                "the worker on {} gave no sign of life for {} s",
+                self.target.title(),
+                HANG_GUARD.as_secs()
+            )
         })
     }
 
@@ -193,9 +199,9 @@ impl Process {
         let (sender, words) = mpsc::channel();
         std::thread::spawn(move || {
             for line in BufReader::new(output).lines() {
-                let word = line
-                    .map_err(anyhow::Error::from)
-                    .and_then(|line| serde_json::from_str(&line).with_context(|| format!("a worker said `{line}`")));
+                let word = line.map_err(anyhow::Error::from).and_then(|line| {
+                    serde_json::from_str(&line).with_context(|| format!("a worker said `{line}`"))
+                });
                 if sender.send(word).is_err() {
                     break;
                 }

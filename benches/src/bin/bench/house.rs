@@ -64,8 +64,9 @@ impl House {
         let policy = tempfile::tempdir().context("cannot make a directory for the policy")?;
         fs::write(policy.path().join("bench.toml"), POLICY).context("cannot write the policy")?;
 
-        let name: LabName =
-            format!("bench-{}", std::process::id()).parse().map_err(|error: String| anyhow::anyhow!(error))?;
+        let name: LabName = format!("bench-{}", std::process::id())
+            .parse()
+            .map_err(|error: String| anyhow::anyhow!(error))?;
         let options = LabOptions {
             policy: Some(policy.path().to_owned()),
             data: Some(data.path().to_owned()),
@@ -182,14 +183,20 @@ const TOOLS: [(&str, &str); 5] =
 
 fn check_needs(targets: &[Target]) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
-        bail!("the bench needs root: it measures across guests, and an ssh server does not run in a user namespace");
+        bail!(
+            "the bench needs root: it measures across guests, and an ssh server does not run in a user namespace"
+        );
     }
     let needed = targets.iter().flat_map(|target| target.needs()).chain(&TOOLS);
-    let mut missing: Vec<&str> = needed.filter(|(tool, _)| !is_installed(tool)).map(|(_, package)| *package).collect();
+    let mut missing: Vec<&str> =
+        needed.filter(|(tool, _)| !is_installed(tool)).map(|(_, package)| *package).collect();
     missing.sort_unstable();
     missing.dedup();
     if !missing.is_empty() {
-        bail!("programs are missing: `apt-get install {}`, or leave columns out with `--targets`", missing.join(" "));
+        bail!(
+            "programs are missing: `apt-get install {}`, or leave columns out with `--targets`",
+            missing.join(" ")
+        );
     }
     Ok(())
 }

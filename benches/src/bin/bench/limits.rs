@@ -46,11 +46,18 @@ pub(crate) fn measure(house: &House, seconds: u64) -> Result<Limits> {
 }
 
 fn wire(house: &House, seconds: u64) -> Result<Wire> {
-    let server = house.role(Guest::Storage, &["echo"])?.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    let server =
+        house.role(Guest::Storage, &["echo"])?.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
     let mut server = Killed(server);
     // It says a word once it listens.
     let mut word = [0; 6];
-    server.0.stdout.take().context("no output")?.read_exact(&mut word).context("the echo server did not start")?;
+    server
+        .0
+        .stdout
+        .take()
+        .context("no output")?
+        .read_exact(&mut word)
+        .context("the echo server did not start")?;
     let seconds = seconds.to_string();
     let output = house.role(Guest::App, &["call", &seconds])?.stdin(Stdio::null()).output()?;
     if !output.status.success() {

@@ -31,7 +31,8 @@ impl Machine {
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let processor = field(&cpuinfo, "model name").unwrap_or("unknown").to_owned();
         let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let kib = field(&meminfo, "MemTotal").and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok());
+        let kib =
+            field(&meminfo, "MemTotal").and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok());
         let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
         let uname = rustix::system::uname();
         Self {
@@ -64,14 +65,20 @@ fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
 
 /// First lines of what the peers and programs call themselves.
 fn versions() -> Vec<String> {
-    [["sshfs", "--version"], ["ssh", "-V"], ["bindfs", "--version"], ["git", "--version"], ["sqlite3", "--version"]]
-        .iter()
-        .filter_map(|[program, option]| {
-            let output = Command::new(program).arg(option).output().ok()?;
-            let text = if output.stdout.is_empty() { output.stderr } else { output.stdout };
-            let text = String::from_utf8_lossy(&text);
-            let line = text.lines().next()?.trim().to_owned();
-            Some(if line.to_lowercase().contains(program) { line } else { format!("{program} {line}") })
-        })
-        .collect()
+    [
+        ["sshfs", "--version"],
+        ["ssh", "-V"],
+        ["bindfs", "--version"],
+        ["git", "--version"],
+        ["sqlite3", "--version"],
+    ]
+    .iter()
+    .filter_map(|[program, option]| {
+        let output = Command::new(program).arg(option).output().ok()?;
+        let text = if output.stdout.is_empty() { output.stderr } else { output.stdout };
+        let text = String::from_utf8_lossy(&text);
+        let line = text.lines().next()?.trim().to_owned();
+        Some(if line.to_lowercase().contains(program) { line } else { format!("{program} {line}") })
+    })
+    .collect()
 }

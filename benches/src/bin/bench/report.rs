@@ -101,14 +101,19 @@ fn noise(results: &Results, row: Row) -> Option<f64> {
 }
 
 fn costs_table(results: &Results) -> Option<Table> {
-    let mounted: Vec<Target> = results.targets.iter().copied().filter(|target| *target != Target::Local).collect();
+    let mounted: Vec<Target> =
+        results.targets.iter().copied().filter(|target| *target != Target::Local).collect();
     let mut lines: Vec<Vec<String>> = [Row::SequentialWrite, Row::SequentialReadCold]
         .into_iter()
         .filter(|row| mounted.iter().any(|target| results.cost(*row, *target).is_some()))
         .map(|row| {
             let mut line = vec![format!("{}: processor s/GiB, caller + client + server", row.title())];
             line.extend(mounted.iter().map(|target| {
-                cell(results.cost(row, *target).map(|c| format!("{:.1} + {:.1} + {:.1}", c.caller, c.client, c.server)))
+                cell(
+                    results
+                        .cost(row, *target)
+                        .map(|c| format!("{:.1} + {:.1} + {:.1}", c.caller, c.client, c.server)),
+                )
             }));
             line
         })
@@ -117,11 +122,9 @@ fn costs_table(results: &Results) -> Option<Table> {
         return None;
     }
     let mut line = vec!["peak memory MiB, client / server".to_owned()];
-    line.extend(
-        mounted
-            .iter()
-            .map(|target| cell(results.memory(*target).map(|m| format!("{:.0} / {:.0}", m.client_mib, m.server_mib)))),
-    );
+    line.extend(mounted.iter().map(|target| {
+        cell(results.memory(*target).map(|m| format!("{:.0} / {:.0}", m.client_mib, m.server_mib)))
+    }));
     lines.push(line);
     let mut head = vec!["cost".to_owned()];
     head.extend(mounted.iter().map(|target| target.title().to_owned()));
@@ -134,7 +137,8 @@ fn verdict(results: &Results) -> String {
     }
     let mut text = String::from("x above 1: strongroom is better.");
     for peer in PEERS.into_iter().filter(|peer| results.targets.contains(peer)) {
-        let compared = results.rows().into_iter().filter(|row| results.advantage(*row, peer).is_some()).count();
+        let compared =
+            results.rows().into_iter().filter(|row| results.advantage(*row, peer).is_some()).count();
         let behind = results.behind(peer);
         let _ = write!(text, "\nAhead of {} on {} of {compared} rows", peer.title(), compared - behind.len());
         let named: Vec<String> = behind.iter().map(|(row, a)| behind_entry(results, *row, *a)).collect();
@@ -197,7 +201,8 @@ impl Table {
     }
 
     fn markdown(&self) -> String {
-        let mut text = format!("| {} |\n|---|{}\n", self.head.join(" | "), "---:|".repeat(self.head.len() - 1));
+        let mut text =
+            format!("| {} |\n|---|{}\n", self.head.join(" | "), "---:|".repeat(self.head.len() - 1));
         for line in &self.lines {
             let _ = writeln!(text, "| {} |", line.join(" | "));
         }

@@ -121,7 +121,8 @@ impl Results {
 
     /// Rows on which our mount is behind `other`.
     pub(crate) fn behind(&self, other: Target) -> Vec<(Row, f64)> {
-        let below = |row: Row| self.advantage(row, other).filter(|advantage| *advantage < 1.0).map(|a| (row, a));
+        let below =
+            |row: Row| self.advantage(row, other).filter(|advantage| *advantage < 1.0).map(|a| (row, a));
         self.rows().into_iter().filter_map(below).collect()
     }
 
@@ -129,7 +130,11 @@ impl Results {
     pub(crate) fn cost(&self, row: Row, target: Target) -> Option<Cost> {
         let costs = self.costs.get(&(row, target))?;
         let middle = |part: fn(&Cost) -> f64| median(&costs.iter().map(part).collect::<Vec<_>>());
-        Some(Cost { caller: middle(|c| c.caller)?, client: middle(|c| c.client)?, server: middle(|c| c.server)? })
+        Some(Cost {
+            caller: middle(|c| c.caller)?,
+            client: middle(|c| c.client)?,
+            server: middle(|c| c.server)?,
+        })
     }
 
     pub(crate) fn memory(&self, target: Target) -> Option<Memory> {

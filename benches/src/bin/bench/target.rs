@@ -1,11 +1,15 @@
 //! What is compared: how each target is mounted, where its workload runs, and which processes do its work.
 
+use std::process::Command;
+
 use serde::{Deserialize, Serialize};
 
 use crate::house::{EXPORT_IN_GUEST, SSH_IN_GUEST, SSH_PORT};
 
 /// A column of the table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum,
+)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Target {
     /// The mount of a contract.
@@ -127,11 +131,21 @@ impl Target {
                 Work { mount: Some(sshfs(&backing, &point, Some(SSHFS_TUNING))), directory: point }
             }
             Self::Passthrough => {
-                Work { mount: Some(mount(&["bindfs", &backing, &point], &point)), directory: point }
+                let mut command = vec!["bindfs"];
+                command.extend(bindfs_options());
+                command.extend([backing.as_str(), &point]);
+                Work { mount: Some(mount(&command, &point)), directory: point }
             }
             Self::Local => Work { mount: None, directory: backing },
         }
     }
+}
+
+/// Built on libfuse 2, bindfs writes 4 KiB at a time unless told otherwise; libfuse 3 no longer knows the option.
+fn bindfs_options() -> &'static [&'static str] {
+    let said = Command::new("bindfs").arg("-V").output();
+    let old = said.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("linked version 2."));
+    if old { &["-o", "big_writes"] } else { &[] }
 }
 
 fn mount(command: &[&str], point: &str) -> Mount {

@@ -67,7 +67,9 @@ pub(super) fn run(stage: &mut Stage<'_>) -> Result<()> {
     }
     if stage.wants(Row::Delete) {
         stage.row(Row::Delete, |stage| {
-            rate(stage.deadline(), made, |number| fs::remove_file(path(number)).context("cannot delete a small file"))
+            rate(stage.deadline(), made, |number| {
+                fs::remove_file(path(number)).context("cannot delete a small file")
+            })
         })?;
     }
     Ok(())

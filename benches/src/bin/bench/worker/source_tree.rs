@@ -17,9 +17,9 @@ const MAX_BYTES: f64 = 131_072.0;
 const FILES_PER_DIRECTORY: u64 = 12;
 
 const WORDS: [&str; 32] = [
-    "let", "mut", "self", "fn", "return", "match", "if", "else", "while", "for", "struct", "impl", "use", "the", "of",
-    "and", "value", "buffer", "offset", "length", "error", "result", "name", "path", "index", "count", "{", "}", "(",
-    ")", "=>", "//",
+    "let", "mut", "self", "fn", "return", "match", "if", "else", "while", "for", "struct", "impl", "use",
+    "the", "of", "and", "value", "buffer", "offset", "length", "error", "result", "name", "path", "index",
+    "count", "{", "}", "(", ")", "=>", "//",
 ];
 
 /// An archive of the tree, below the guest's own temporary directory; removed when dropped.
@@ -29,11 +29,19 @@ pub(super) struct Archive {
 
 impl Archive {
     pub(super) fn make(files: u64) -> Result<Self> {
-        let archive = Self { directory: std::env::temp_dir().join(format!("bench-tree-{}", std::process::id())) };
+        let archive =
+            Self { directory: std::env::temp_dir().join(format!("bench-tree-{}", std::process::id())) };
         write_files(&archive.directory.join("tree"), files)?;
         program(
             Command::new("tar")
-                .args(["--create", "--format=ustar", "--sort=name", "--mtime=@1700000000", "--owner=0", "--group=0"])
+                .args([
+                    "--create",
+                    "--format=ustar",
+                    "--sort=name",
+                    "--mtime=@1700000000",
+                    "--owner=0",
+                    "--group=0",
+                ])
                 .arg("--file")
                 .arg(archive.path())
                 .arg("--directory")
@@ -65,7 +73,8 @@ fn write_files(root: &Path, files: u64) -> Result<()> {
             fs::create_dir_all(&directory).context("cannot make the source tree")?;
         }
         let text = text(&mut random);
-        fs::write(directory.join(format!("module_{number}.rs")), text).context("cannot make the source tree")?;
+        fs::write(directory.join(format!("module_{number}.rs")), text)
+            .context("cannot make the source tree")?;
     }
     Ok(())
 }

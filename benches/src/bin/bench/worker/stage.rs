@@ -16,13 +16,17 @@ use crate::wire::{Cost, Order, Word};
 
 /// The conductor's end of the standard streams.
 pub(super) struct Link {
-    input: std::io::StdinLock<'static>,
-    output: std::io::StdoutLock<'static>,
+    input: Box<dyn BufRead>,
+    output: Box<dyn Write>,
 }
 
 impl Link {
     pub(super) fn standard() -> Self {
-        Self { input: std::io::stdin().lock(), output: std::io::stdout().lock() }
+        Self::over(std::io::stdin().lock(), std::io::stdout().lock())
+    }
+
+    pub(super) fn over(input: impl BufRead + 'static, output: impl Write + 'static) -> Self {
+        Self { input: Box::new(input), output: Box::new(output) }
     }
 
     /// Nothing when the conductor has no more orders.
@@ -124,7 +128,8 @@ fn unmount(point: &str) -> Result<()> {
     // A file that a program has just closed may keep the mount busy for a moment.
     let patience = Instant::now();
     loop {
-        let output = Command::new("umount").arg(point).stdin(Stdio::null()).output().context("cannot run `umount`")?;
+        let output =
+            Command::new("umount").arg(point).stdin(Stdio::null()).output().context("cannot run `umount`")?;
         if output.status.success() {
             return Ok(());
         }
@@ -213,7 +218,11 @@ impl<'a> Stage<'a> {
     }
 
     /// A row of bulk data: like [`Stage::row`], with what it cost. `work` returns MiB moved and seconds taken.
-    pub(super) fn bulk(&mut self, row: Row, work: impl FnOnce(&mut Self) -> Result<(u64, f64)>) -> Result<()> {
+    pub(super) fn bulk(
+        &mut self,
+        row: Row,
+        work: impl FnOnce(&mut Self) -> Result<(u64, f64)>,
+    ) -> Result<()> {
         self.link.step(row.key())?;
         let (before, own_before) = (self.usage()?, usage::own_cpu_seconds()?);
         match work(self) {

@@ -21,7 +21,12 @@ pub(super) fn run(stage: &mut Stage<'_>) -> Result<()> {
     let here = stage.path("");
     stage.row(Row::Untar, |_| {
         program(
-            Command::new("tar").arg("xf").arg(archive.path()).arg("--no-same-owner").arg("--directory").arg(&here),
+            Command::new("tar")
+                .arg("xf")
+                .arg(archive.path())
+                .arg("--no-same-owner")
+                .arg("--directory")
+                .arg(&here),
             &[0],
         )
     })?;
