@@ -1,0 +1,285 @@
+//! The admin door: one request, one answer, in turn, for those whose key the configuration lists.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use strongroom_channel::{Channel, ChannelError, Frame, Sender, ServerTls, Socket};
+use strongroom_contracts::PublicKey;
+use strongroom_protocol::ALPN_ADMIN;
+use strongroom_protocol::admin::{
+    AdminAnswer, AdminFailure, AdminRequest, ContractInfo, SessionInfo, Status,
+};
+use strongroom_protocol::codec;
+use strongroom_protocol::hello::RefusedCode;
+
+use crate::audit::Record;
+use crate::fence::{RevokeError, Revoked};
+use crate::gateway::Gateway;
+use crate::ledger::LedgerError;
+use crate::session::Session;
+
+/// Connections of administrators at a time.
+const MAX_CONNECTIONS: usize = 32;
+/// How long an administrator's connection may be quiet.
+const IDLE: Duration = Duration::from_secs(600);
+
+/// The admin door.
+pub struct AdminDoor {
+    gateway: Arc<Gateway>,
+    tls: ServerTls,
+    keys: Vec<PublicKey>,
+    open: AtomicUsize,
+}
+
+struct Open(Arc<AdminDoor>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// An answer, its data, and what is left to do once it is sent.
+struct Answered {
+    answer: AdminAnswer,
+    data: Vec<u8>,
+    receipt: Option<Revoked>,
+}
+
+impl Answered {
+    fn plain(answer: AdminAnswer) -> Answered {
+        Answered { answer, data: vec![], receipt: None }
+    }
+
+    fn failed(kind: AdminFailure, text: impl Into<String>) -> Answered {
+        Answered::plain(AdminAnswer::Failed { kind, text: text.into() })
+    }
+}
+
+impl AdminDoor {
+    /// A door for these keys.
+    ///
+    /// # Errors
+    /// [`ChannelError`] if the gateway's key cannot be used.
+    pub fn new(gateway: Arc<Gateway>, keys: Vec<PublicKey>) -> Result<Arc<AdminDoor>, ChannelError> {
+        let tls = ServerTls::new(&gateway.key, &[ALPN_ADMIN])?;
+        Ok(Arc::new(AdminDoor { gateway, tls, keys, open: AtomicUsize::new(0) }))
+    }
+
+    /// Takes an accepted connection. Each has a thread of its own: revocations must not wait for a thread.
+    pub fn take(self: &Arc<Self>, socket: Socket, from: Option<SocketAddr>) {
+        if self.open.fetch_add(1, Ordering::Relaxed) >= MAX_CONNECTIONS {
+            self.open.fetch_sub(1, Ordering::Relaxed);
+            return;
+        }
+        let open = Open(self.clone());
+        let door = self.clone();
+        let run = move || {
+            let _open = open;
+            door.serve(socket, from);
+        };
+        if let Err(error) = std::thread::Builder::new().name("admin".into()).spawn(run) {
+            self.note("lost", None, from, format!("no thread for an administrator: {error}"));
+        }
+    }
+
+    fn note(&self, event: &'static str, key: Option<PublicKey>, from: Option<SocketAddr>, text: String) {
+        self.gateway.audit.count(Record {
+            event,
+            key: key.map(|key| key.to_string()),
+            address: from.map(|from| from.ip().to_string()),
+            outcome: Some("admin".into()),
+            text: Some(text),
+            ..Record::default()
+        });
+    }
+
+    fn serve(&self, socket: Socket, from: Option<SocketAddr>) {
+        let stall = self.gateway.limits.stall;
+        let channel = match self.tls.accept(socket, stall) {
+            Ok(channel) => channel,
+            Err(error) => return self.note("violation", None, from, error.to_string()),
+        };
+        let Channel { sender, mut receiver, closer, peer, .. } = channel;
+        if !self.keys.contains(&peer) {
+            self.note("refused", Some(peer), from, "the key is not among admin-keys".into());
+            let text = format!("the gateway does not list {peer} in admin-keys");
+            let _ = send(&sender, &Answered::failed(AdminFailure::Refused, text));
+            return;
+        }
+        if sender.set_timeout(Some(stall)).and_then(|()| receiver.set_timeout(Some(IDLE))).is_err() {
+            return;
+        }
+        let mut frame = Frame::new();
+        while let Ok(true) = receiver.recv(&mut frame) {
+            let asked = Instant::now();
+            let answered = match codec::decode_header(frame.header()) {
+                Ok(request) => self.answer(request, frame.data(), asked),
+                Err(error) => {
+                    self.note("violation", Some(peer), from, error.to_string());
+                    Answered::failed(AdminFailure::Refused, error.to_string())
+                }
+            };
+            let sent = send(&sender, &answered);
+            if let Some(revoked) = &answered.receipt {
+                self.gateway.keep_receipt(revoked);
+            }
+            if sent.is_err() {
+                break;
+            }
+        }
+        closer.close();
+    }
+
+    fn answer(&self, request: AdminRequest, data: &[u8], asked: Instant) -> Answered {
+        let gateway = &self.gateway;
+        match request {
+            AdminRequest::Status => self.status().map_or_else(broken, Answered::plain),
+            AdminRequest::Deposit => match gateway.deposit(data) {
+                Ok((contract, renewed)) => {
+                    Answered::plain(AdminAnswer::Deposited { contract: contract.effective.id(), renewed })
+                }
+                Err(refusal) => {
+                    let kind = match refusal.code {
+                        RefusedCode::Busy => AdminFailure::Failed,
+                        _ => AdminFailure::Refused,
+                    };
+                    Answered::failed(kind, refusal.text)
+                }
+            },
+            AdminRequest::Revoke => match gateway.revoke(data, asked) {
+                Ok(revoked) => Answered {
+                    answer: AdminAnswer::Fenced { sessions: revoked.cut.sessions, took_us: micros(asked) },
+                    data: revoked.receipt.clone(),
+                    receipt: Some(revoked),
+                },
+                Err(error) => {
+                    let kind = match error {
+                        RevokeError::Refused(_) => AdminFailure::Refused,
+                        _ => AdminFailure::Failed,
+                    };
+                    Answered::failed(kind, error.to_string())
+                }
+            },
+            AdminRequest::FenceLocally { application } => match gateway.fence_locally(&application) {
+                Ok(cut) => {
+                    Answered::plain(AdminAnswer::Fenced { sessions: cut.sessions, took_us: micros(asked) })
+                }
+                Err(error) => broken(error),
+            },
+            AdminRequest::Sessions => {
+                let mut list: Vec<_> =
+                    gateway.sessions().iter().map(|session| session_info(session)).collect();
+                list.sort_by(|a, b| (&a.application, a.since).cmp(&(&b.application, b.since)));
+                listed(AdminAnswer::Sessions, &list)
+            }
+            AdminRequest::Contracts => match self.contracts() {
+                Ok(list) => listed(AdminAnswer::Contracts, &list),
+                Err(error) => broken(error),
+            },
+            AdminRequest::Generation { application } => {
+                let of = gateway.ledger.generations(&application);
+                Answered::plain(AdminAnswer::Generation { lowest: of.lowest, highest: of.highest })
+            }
+        }
+    }
+
+    fn status(&self) -> Result<AdminAnswer, LedgerError> {
+        let gateway = &self.gateway;
+        let (contracts, revocations) = gateway.ledger.counts()?;
+        let count = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+        Ok(AdminAnswer::Status(Status {
+            gateway: gateway.id,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            boot: gateway.boot,
+            now: gateway.clock.now(),
+            started: gateway.started,
+            sessions: count(gateway.sessions().len() as u64),
+            contracts: count(contracts),
+            revocations: count(revocations),
+        }))
+    }
+
+    fn contracts(&self) -> Result<Vec<ContractInfo>, LedgerError> {
+        let gateway = &self.gateway;
+        let mut list = vec![];
+        for kept in gateway.ledger.all_kept()? {
+            // Signed by the issuer when it was kept; one that was signed by a former issuer is not shown.
+            let chain = strongroom_contracts::Chain::from_bytes(&kept.chain);
+            let Ok(effective) =
+                chain.map_err(Into::into).and_then(|chain| chain.verify_signed(&gateway.issuer))
+            else {
+                continue;
+            };
+            let live = !gateway.sessions_where(|session| session.holder == kept.holder).is_empty();
+            list.push(ContractInfo {
+                contract: effective.id(),
+                generation: effective.generation,
+                holder: kept.holder,
+                expires: effective.expires,
+                void: gateway.ledger.verdict(&effective).is_err(),
+                last_used: if live { gateway.clock.now() } else { kept.last_used },
+                application: effective.application,
+            });
+        }
+        list.sort_by(|a, b| (&a.application, a.contract).cmp(&(&b.application, b.contract)));
+        Ok(list)
+    }
+}
+
+fn session_info(session: &Session) -> SessionInfo {
+    let contract = session.contract();
+    let counters = session.engine.counters();
+    SessionInfo {
+        session: session.id,
+        application: session.application.clone(),
+        contract: contract.effective.id(),
+        generation: contract.effective.generation,
+        holder: session.holder,
+        addresses: session
+            .links()
+            .iter()
+            .filter_map(|link| link.address())
+            .map(|address| address.to_string())
+            .collect(),
+        since: session.since,
+        expires: contract.effective.expires,
+        handles: counters.handles,
+        nodes: counters.nodes,
+        operations: counters.operations,
+        denied: counters.denied,
+        bytes_read: counters.bytes_read,
+        bytes_written: counters.bytes_written,
+    }
+}
+
+fn broken(error: LedgerError) -> Answered {
+    Answered::failed(AdminFailure::Failed, error.to_string())
+}
+
+/// A list that is too long for a frame is cut: the first entries are better than none.
+fn listed<T: bincode::Encode + Clone>(answer: AdminAnswer, list: &[T]) -> Answered {
+    let mut length = list.len();
+    loop {
+        let part = list.get(..length).unwrap_or_default().to_vec();
+        match codec::encode_list(&part) {
+            Ok(data) => return Answered { answer, data, receipt: None },
+            Err(error) if length == 0 => return Answered::failed(AdminFailure::Failed, error.to_string()),
+            Err(_) => length /= 2,
+        }
+    }
+}
+
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
+fn send(sender: &Sender, answered: &Answered) -> Result<(), ChannelError> {
+    let mut header = vec![];
+    if codec::encode_header(&answered.answer, &mut header).is_err() {
+        return Err(ChannelError::TooLong { header: header.len(), data: answered.data.len() });
+    }
+    sender.send(&header, &answered.data)
+}

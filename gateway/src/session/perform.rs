@@ -1,0 +1,234 @@
+//! One request of a session, from its arrival to its answer, whatever the door.
+
+use std::sync::Arc;
+
+use strongroom_protocol::attr::LockKind;
+use strongroom_protocol::op::{Op, Request};
+use strongroom_protocol::reply::{Failure, Outcome};
+
+use crate::audit::Record;
+use crate::engine::{Admission, Call, Done, LockReply, ReplyBuf, Served};
+use crate::gateway::Gateway;
+use crate::session::Session;
+use crate::session::rates::Cost;
+use crate::slots::{Begin, Running};
+
+const EPERM: u16 = 1;
+const EIO: u16 = 5;
+const EACCES: u16 = 13;
+
+impl Gateway {
+    /// Carries out a request. `None`: the answer comes through `later`, or there is none ([`Op::Forget`]).
+    ///
+    /// The answer may be sent as soon as this returns: by then the audit record that the contract asks for is safe, and
+    /// nothing of the request can reach the data any more.
+    pub fn perform(
+        self: &Arc<Self>,
+        session: &Arc<Session>,
+        request: &Request,
+        data: &[u8],
+        out: &mut ReplyBuf,
+        later: &dyn Fn() -> LockReply,
+    ) -> Option<Outcome> {
+        out.clear();
+        let rates = session.rates();
+        if !rates.is_free() && !rates.take(cost(&request.op, data), |time| session.pause(time)) {
+            return Some(self.denied(session, &request.op, Outcome::Failed(Failure::Fenced)));
+        }
+        if session.strict && !self.audit.healthy() {
+            // Probed by a record, so that the trail's recovery is noticed.
+            let probe =
+                Record { text: Some("the audit trail failed before".into()), ..session.record("probe") };
+            if self.audit.strict(probe).is_err() {
+                return Some(Outcome::Failed(Failure::Errno(EIO)));
+            }
+        }
+        let Some(admission) = session.enter(self.clock.now()) else {
+            return Some(self.denied(session, &request.op, Outcome::Failed(Failure::Fenced)));
+        };
+        let path = session.strict.then(|| session.engine.describe(&request.op));
+        let strict_later = || self.strict_later(session, &request.op, path.clone(), later());
+        let call = Call {
+            id: request.id,
+            op: &request.op,
+            data,
+            later: if session.strict { &strict_later } else { later },
+        };
+        let served = if request.op.needs_slot() {
+            self.slotted(session, &admission, request, call, out)
+        } else {
+            self.engine.serve(&session.engine, &admission, call, out)
+        };
+        // The operation has had its last effect. What follows may wait (for the disk of the audit trail), and a fence
+        // need not wait for that.
+        drop(admission);
+        let Served::Done(done) = served else { return None };
+        if let (Op::SetLock { lock, .. }, Outcome::Done) = (&request.op, &done.outcome)
+            && lock.kind != LockKind::Unlock
+            && session.slots.note_lock().is_err()
+        {
+            self.audit.count(Record { text: Some("cannot note a lock".into()), ..session.record("lost") });
+        }
+        let outcome = match done.outcome {
+            // What was read before a fence need not be handed out after it.
+            Outcome::Data if session.turnstile.is_fenced() => {
+                out.clear();
+                Outcome::Failed(Failure::Fenced)
+            }
+            outcome => outcome,
+        };
+        if matches!(request.op, Op::Forget) {
+            return None;
+        }
+        match path {
+            Some(path) => Some(self.recorded(session, &request.op, path, outcome)),
+            None => Some(self.denied(session, &request.op, outcome)),
+        }
+    }
+
+    fn slotted(
+        &self,
+        session: &Session,
+        admission: &Admission,
+        request: &Request,
+        call: Call<'_>,
+        out: &mut ReplyBuf,
+    ) -> Served {
+        let (running, before) = match session.slots.begin(request.slot) {
+            Begin::Bad => return failed(Failure::BadSlot),
+            Begin::Replay(outcome) => return Served::Done(Done { outcome, claim: None }),
+            Begin::Run(running) => (running, None),
+            Begin::Interrupted(before, running) => (running, Some(before)),
+        };
+        let replayed = before.and_then(|before| {
+            self.engine.replayed(&session.engine, admission, before, &request.op, call.data)
+        });
+        let done = match replayed {
+            Some(done) => done,
+            None => {
+                // An operation that comes again after a crash keeps what was found before its first run.
+                let noted = match before {
+                    Some(_) => Ok(()),
+                    None => running.executing(self.engine.before(
+                        &session.engine,
+                        admission,
+                        &request.op,
+                        call.data,
+                    )),
+                };
+                if noted.is_err() {
+                    return failed(Failure::Errno(EIO));
+                }
+                match self.engine.serve(&session.engine, admission, call, out) {
+                    Served::Done(done) => done,
+                    // Only locks wait, and they have no slot.
+                    Served::Later => return Served::Later,
+                }
+            }
+        };
+        self.settle(session, running, done)
+    }
+
+    /// Makes claim and answer survive the process, in this order.
+    fn settle(&self, session: &Session, running: Running<'_>, done: Done) -> Served {
+        let claimed = done.claim.map_or(Ok(()), |change| session.slots.claim(change));
+        if claimed.and_then(|()| running.done(&done.outcome)).is_err() {
+            // The operation is done, and a replay within this process is answered from memory.
+            let text = "the session's file cannot be written: its requests would not survive a restart";
+            self.audit.count(Record { text: Some(text.into()), ..session.record("lost") });
+        }
+        Served::Done(done)
+    }
+
+    /// Records a denial; passes the outcome on.
+    fn denied(&self, session: &Session, op: &Op, outcome: Outcome) -> Outcome {
+        let Outcome::Failed(failure) = &outcome else { return outcome };
+        let Some((event, text)) = denial(failure) else { return outcome };
+        self.audit.count(Record {
+            op: Some(op.name()),
+            path: Some(session.engine.describe(op)).filter(|path| !path.is_empty()),
+            outcome: Some(text),
+            ..session.record(event)
+        });
+        outcome
+    }
+
+    /// Records an operation under `audit = "strict"`; the outcome is replaced if it cannot be recorded.
+    fn recorded(&self, session: &Session, op: &Op, path: String, outcome: Outcome) -> Outcome {
+        let (event, text) = match &outcome {
+            Outcome::Failed(failure) => {
+                denial(failure).unwrap_or_else(|| ("operation", failure_name(failure)))
+            }
+            _ => ("operation", "ok".to_owned()),
+        };
+        let record = Record {
+            op: Some(op.name()),
+            path: Some(path).filter(|path| !path.is_empty()),
+            outcome: Some(text),
+            ..session.record(event)
+        };
+        match self.audit.strict(record) {
+            Ok(()) => outcome,
+            Err(_) => Outcome::Failed(Failure::Errno(EIO)),
+        }
+    }
+
+    /// The reply of a lock that waits, with its record before it.
+    fn strict_later(
+        self: &Arc<Self>,
+        session: &Arc<Session>,
+        op: &Op,
+        path: Option<String>,
+        reply: LockReply,
+    ) -> LockReply {
+        let (gateway, session, op) = (self.clone(), session.clone(), op.clone());
+        Box::new(move |outcome| reply(gateway.recorded(&session, &op, path.unwrap_or_default(), outcome)))
+    }
+}
+
+fn failed(failure: Failure) -> Served {
+    Served::Done(Done { outcome: Outcome::Failed(failure), claim: None })
+}
+
+/// What a request takes of the holder's rates.
+fn cost(op: &Op, data: &[u8]) -> Cost {
+    match op {
+        Op::Read { length, .. } => Cost { read: u64::from(*length), write: 0 },
+        Op::Readdir { max_bytes, .. } => Cost { read: u64::from(*max_bytes), write: 0 },
+        Op::CopyRange { length, .. } => Cost { read: *length, write: *length },
+        _ => Cost { read: 0, write: data.len() as u64 },
+    }
+}
+
+/// The event and outcome of an audit line, for a failure that is one of authority or of protocol.
+fn denial(failure: &Failure) -> Option<(&'static str, String)> {
+    let event = match failure {
+        Failure::BadSlot | Failure::Malformed => "violation",
+        Failure::Denied { .. }
+        | Failure::CrossGrant
+        | Failure::Fenced
+        | Failure::Stale
+        | Failure::BadHandle
+        | Failure::Quota
+        | Failure::TooMany
+        | Failure::Errno(EPERM | EACCES) => "denied",
+        Failure::Errno(_) | Failure::Grace => return None,
+    };
+    Some((event, failure_name(failure)))
+}
+
+fn failure_name(failure: &Failure) -> String {
+    match failure {
+        Failure::Errno(number) => format!("errno {number}"),
+        Failure::Denied { missing } => format!("missing {missing}"),
+        Failure::Fenced => "fenced".into(),
+        Failure::Quota => "quota".into(),
+        Failure::CrossGrant => "cross-grant".into(),
+        Failure::Stale => "unknown node".into(),
+        Failure::BadHandle => "unknown handle".into(),
+        Failure::TooMany => "too many".into(),
+        Failure::Grace => "grace".into(),
+        Failure::BadSlot => "bad slot".into(),
+        Failure::Malformed => "malformed".into(),
+    }
+}
