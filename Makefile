@@ -20,7 +20,9 @@ SOAK_SEEDS ?= 1 2 3 4 5 6 7 8 9 10
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 BIN := $(TARGET)/release
 TOOLS := $(TARGET)/tools/bin
-PROGRAMS := -p strongroom-cli -p strongroom-gateway -p strongroom-fuse-client
+BUILD := $(CARGO) build --release --locked -p strongroom-cli -p strongroom-gateway -p strongroom-fuse-client
+# rustc allows no dot in a program's name, and mount(8) wants one.
+LINK = ln -sfn mount-strongroom "$(BIN)/mount.strongroom"
 UNITS := $(wildcard dist/systemd/*)
 
 # The tests' labs run the optimised programs: they are what is shipped, and fast enough for whole repositories.
@@ -42,24 +44,28 @@ need-bench:
 	@tools/setup.sh build lab bench
 
 lab build: need-lab
-	$(CARGO) build --release --locked $(PROGRAMS) -p strongroom-tests --bins
+	$(BUILD) -p strongroom-tests --bins
+	@$(LINK)
 
 demo: lab
 	@$(BIN)/demo
 
 test: need-test
-	$(CARGO) build --release --locked $(PROGRAMS) -p strongroom-tests --bins
+	$(BUILD) -p strongroom-tests --bins
+	@$(LINK)
 	$(CARGO) test --workspace --locked
 	@if [ "$$(id -u)" = 0 ]; then $(MAKE) --no-print-directory run-conformance; \
 	else echo "make test: pjdfstest needs root and was left out; run it with: sudo make conformance"; fi
 
 bench: need-bench
-	$(CARGO) build --release --locked $(PROGRAMS) -p strongroom-tests -p strongroom-benches --bins
+	$(BUILD) -p strongroom-tests -p strongroom-benches --bins
+	@$(LINK)
 	$(BIN)/bench $(BENCH_ARGS)
 	$(CARGO) bench --locked -p strongroom-benches --bench verify
 
 conformance: need-test
-	$(CARGO) build --release --locked $(PROGRAMS) --bins
+	$(BUILD) --bins
+	@$(LINK)
 	@$(MAKE) --no-print-directory run-conformance
 
 .PHONY: run-conformance
@@ -67,7 +73,8 @@ run-conformance:
 	PATH="$(TOOLS):$$PATH" tests/conformance/run.sh --ops $(OPS) --seeds "$(SEEDS)"
 
 soak: need-test
-	$(CARGO) build --release --locked $(PROGRAMS) -p strongroom-tests --bins
+	$(BUILD) -p strongroom-tests --bins
+	@$(LINK)
 	@$(MAKE) --no-print-directory run-conformance SEEDS="$(SOAK_SEEDS)"
 	$(CARGO) test --locked -p strongroom-tests -- --include-ignored
 
@@ -81,10 +88,11 @@ check: need-build
 
 # As root for the usual PREFIX; `sudo make install` must not build, for sudo's root has no toolchain of yours.
 install:
-	@for program in contract strongroom-gateway mount.strongroom; do \
+	@for program in contract strongroom-gateway mount-strongroom; do \
 	  test -x "$(BIN)/$$program" || { echo "make install: $(BIN)/$$program is missing; run \`make build\` first" >&2; exit 1; }; done
 	install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)/sbin" "$(DESTDIR)/etc/systemd/system"
-	install -m 755 "$(BIN)/contract" "$(BIN)/strongroom-gateway" "$(BIN)/mount.strongroom" "$(DESTDIR)$(PREFIX)/bin"
+	install -m 755 "$(BIN)/contract" "$(BIN)/strongroom-gateway" "$(DESTDIR)$(PREFIX)/bin"
+	install -m 755 "$(BIN)/mount-strongroom" "$(DESTDIR)$(PREFIX)/bin/mount.strongroom"
 	ln -sfn "$(PREFIX)/bin/mount.strongroom" "$(DESTDIR)/sbin/mount.strongroom"
 	$(if $(UNITS),install -m 644 $(UNITS) "$(DESTDIR)/etc/systemd/system")
 

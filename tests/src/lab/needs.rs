@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Result, bail};
 
 /// The programs under test, which every lab runs.
-const PROGRAMS: [&str; 3] = ["contract", "strongroom-gateway", "mount.strongroom"];
+const PROGRAMS: [&str; 3] = ["contract", "strongroom-gateway", super::rootfs::MOUNT_PROGRAM];
 
 /// How this user may make a lab.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

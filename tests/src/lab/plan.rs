@@ -15,6 +15,8 @@ pub(super) struct Plan {
     pub(super) place: Place,
     /// Whether the lab has a user namespace: an ordinary user is root in there, and only there.
     pub(super) user_namespace: bool,
+    /// Where the programs under test are; one of the shares.
+    pub(super) programs: PathBuf,
     /// Host directories that every guest sees read-only at the same path: the programs under test.
     pub(super) shares: Vec<PathBuf>,
     /// Ports of the storage guest that app guests reach besides the native door.

@@ -21,6 +21,9 @@ use super::sys;
 /// Programs and libraries, taken from the host read-only.
 pub(super) const SYSTEM: [&str; 9] = ["bin", "sbin", "lib", "lib32", "lib64", "libx32", "usr", "opt", "nix"];
 
+/// The mount's program, as the build names it.
+pub(super) const MOUNT_PROGRAM: &str = "mount-strongroom";
+
 /// The guest's own directories, empty at first.
 const OWN: [(&str, u32); 9] = [
     ("tmp", 0o1777),
@@ -66,6 +69,7 @@ pub(super) fn enter_new_root(plan: &Plan, guest: &GuestPlan) -> Result<()> {
     for dir in SYSTEM {
         take_system_dir(root, dir)?;
     }
+    install_mount_helper(root, &plan.programs)?;
     copy_etc(Path::new("/etc"), &root.join("etc"), Path::new(""))?;
     name_guest(root, guest)?;
     for share in &plan.shares {
@@ -97,6 +101,24 @@ fn take_system_dir(root: &Path, dir: &str) -> Result<()> {
         return symlink(&target, root.join(dir)).with_context(|| format!("cannot link `{}`", host.display()));
     }
     bind(&host, &root.join(dir), true)
+}
+
+/// Put `mount.strongroom` where mount(8) looks for it. The build calls it `mount-strongroom`: rustc allows no dot.
+fn install_mount_helper(root: &Path, programs: &Path) -> Result<()> {
+    let sbin = root.join("sbin");
+    if !fs::symlink_metadata(&sbin).is_ok_and(|found| found.is_symlink()) {
+        return Ok(());
+    }
+    // Debian's /sbin is a link to /usr/sbin, which is the host's: a directory of links instead can have one more.
+    fs::remove_file(&sbin)?;
+    make_dir(&sbin, 0o755)?;
+    for entry in fs::read_dir("/usr/sbin").context("cannot list /usr/sbin")? {
+        let name = entry?.file_name();
+        symlink(Path::new("/usr/sbin").join(&name), sbin.join(&name))?;
+    }
+    let helper = sbin.join("mount.strongroom");
+    let _ = fs::remove_file(&helper);
+    symlink(programs.join(MOUNT_PROGRAM), &helper).context("cannot install mount.strongroom in the guest")
 }
 
 fn bind(from: &Path, to: &Path, read_only: bool) -> Result<()> {

@@ -53,6 +53,10 @@ pub(super) fn initialise(lab: &Lab, place: &Place, policy: Option<&Path>) -> Res
         APP_INTERFACE,
         "--network",
         APP_NETWORK,
+        "--admin-interface",
+        ADMIN_INTERFACE,
+        "--admin-network",
+        ADMIN_NETWORK,
         "--data",
         DATA_IN_GUEST,
         "--state",
@@ -69,25 +73,10 @@ pub(super) fn initialise(lab: &Lab, place: &Place, policy: Option<&Path>) -> Res
             .context("cannot move the gateway's files")?;
     }
     fs::remove_dir(&from)?;
-    limit_admin_door(&storage.join("gateway.toml"))?;
     if let Some(policy) = policy {
         replace_policies(policy, &base.join("policy.d"))?;
     }
     Ok(())
-}
-
-/// Tie the admin door to the base domain's wire.
-fn limit_admin_door(path: &Path) -> Result<()> {
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-    let mut document: toml_edit::DocumentMut =
-        text.parse().with_context(|| format!("`{}` is not TOML", path.display()))?;
-    let listen = document
-        .get_mut("listen")
-        .and_then(toml_edit::Item::as_table_mut)
-        .with_context(|| format!("`{}` has no [listen]", path.display()))?;
-    listen.insert("admin-interface", toml_edit::value(ADMIN_INTERFACE));
-    listen.insert("admin-network", toml_edit::value(ADMIN_NETWORK));
-    fs::write(path, document.to_string()).with_context(|| format!("cannot write `{}`", path.display()))
 }
 
 fn replace_policies(from: &Path, to: &Path) -> Result<()> {
@@ -180,7 +169,7 @@ pub fn start_gateway(lab: &Lab) -> Result<()> {
     }
     let log = format!("{LOG_IN_GUEST}/gateway.log");
     let config = format!("{ETC_IN_GUEST}/gateway.toml");
-    run(lab.storage([GATEWAY, "--config", &config]).as_service(&log)).map(drop)
+    run(lab.storage([GATEWAY, "--config", &config]).with_service_log(&log)).map(drop)
 }
 
 /// End the gateway of a running lab and wait until it has ended.

@@ -293,7 +293,7 @@ impl GuestCommand {
     }
 
     /// Run as a service; the command returns when it is ready.
-    pub(super) fn as_service(mut self, log: &str) -> Self {
+    pub(super) fn with_service_log(mut self, log: &str) -> Self {
         self.options.extend(["--service-log".to_owned(), log.to_owned()]);
         self
     }
@@ -464,6 +464,7 @@ fn make_plan(
     Ok(Plan {
         place: place.clone(),
         user_namespace: privilege == Privilege::UserNamespace,
+        programs: programs.to_owned(),
         shares,
         open_ports: options.open_ports.clone(),
         guests,
