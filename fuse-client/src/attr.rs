@@ -55,9 +55,16 @@ pub fn to_kernel(attr: &Attr, ino: u64, ownership: Ownership, shown: Owner) -> O
         uid,
         gid,
         rdev: attr.rdev,
-        blksize: attr.blksize,
+        blksize: preferred_block(attr),
         flags: 0,
     })
+}
+
+/// Programs size their buffers by it (stat(2), st_blksize), and each read or write travels.
+const BLOCK: u32 = 128 * 1024;
+
+fn preferred_block(attr: &Attr) -> u32 {
+    if attr.mode & libc::S_IFMT == libc::S_IFREG { attr.blksize.max(BLOCK) } else { attr.blksize }
 }
 
 fn to_system(time: Time) -> SystemTime {

@@ -199,8 +199,7 @@ impl Keeper {
                 Some(Duration::ZERO)
             }
             Err(OpenError::Refused(refused)) if refused.code != RefusedCode::Busy => {
-                self.shared.settings.journal.note(&format!("the gateway refused: {}", refused.text));
-                self.shared.void();
+                self.shared.void(&format!("the gateway refused: {}", refused.text));
                 Some(Duration::ZERO)
             }
             Err(error) => Some(self.later(&error)),
@@ -263,7 +262,7 @@ impl Keeper {
             Ok(most) => {
                 self.most = most;
                 self.settled();
-                settings_note(&self.shared, "there is a valid contract again");
+                note(&self.shared, "there is a valid contract again");
                 Some(Duration::ZERO)
             }
             Err(error) => {
@@ -455,7 +454,7 @@ impl Keeper {
                 Err(Ended::Lost) if !lost => return,
                 Err(ended) => {
                     file.wire.lock().dead = Some(errno(ended));
-                    settings_note(
+                    note(
                         &self.shared,
                         &format!("an open file could not be opened again: {ended:?}"),
                     );
@@ -494,6 +493,6 @@ impl Keeper {
     }
 }
 
-fn settings_note(shared: &Shared, text: &str) {
+fn note(shared: &Shared, text: &str) {
     shared.settings.journal.note(text);
 }

@@ -332,16 +332,10 @@ impl Shared {
     fn event(&self, event: Event) {
         match event {
             Event::Fenced(FenceReason::Revoked) => {
-                self.settings
-                    .journal
-                    .note("the contract was revoked: every call is refused until there is a new one");
-                self.void();
+                self.void("the contract was revoked: every call is refused until there is a new one");
             }
             Event::Fenced(FenceReason::Expired) => {
-                self.settings
-                    .journal
-                    .note("the contract has expired: every call is refused until there is a new one");
-                self.void();
+                self.void("the contract has expired: every call is refused until there is a new one");
             }
             Event::Fenced(FenceReason::Superseded) => {
                 self.settings.journal.note("another contract takes the place of this one");
@@ -371,10 +365,11 @@ impl Shared {
     }
 
     /// The contract is void: everything ends at once with EACCES, now and until the keeper has found another.
-    fn void(&self) {
+    fn void(&self, why: &str) {
         let (ended, closers) = {
             let mut core = self.core.lock();
-            if core.phase == Phase::Closed {
+            // Each connection is told.
+            if matches!(core.phase, Phase::Closed | Phase::Void) {
                 return;
             }
             core.phase = Phase::Void;
@@ -389,6 +384,7 @@ impl Shared {
         for closer in closers {
             closer.close();
         }
+        self.settings.journal.note(why);
         self.look();
     }
 
