@@ -1,1 +1,530 @@
+//! The file system over a carrier that answers from a script: no kernel, no mount, no gateway.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
+use std::collections::VecDeque;
+use std::sync::mpsc;
+
+use fuser::{FopenFlags, RenameFlags};
+use parking_lot::Mutex;
+use strongroom_contracts::Rights;
+use strongroom_protocol::attr::{LockKind, Time};
+use strongroom_protocol::hello::GrantInfo;
+use strongroom_protocol::readdir::{self, DirEntry};
+use strongroom_protocol::reply::Failure;
+
+use super::*;
+
+const ME: Caller = Caller { uid: 1000, gid: 1000, pid: 1 };
+const SHOWN: Owner = Owner { uid: 1000, gid: 100 };
+
+/// An answer: the outcome, and the frame's data.
+type Script = Result<(Outcome, Vec<u8>), Ended>;
+
+#[derive(Default)]
+struct Scripted {
+    answers: Mutex<VecDeque<Script>>,
+    asked: Mutex<Vec<(Op, Vec<u8>)>>,
+    barred: Mutex<Option<Ended>>,
+}
+
+impl Carrier for Scripted {
+    fn submit(&self, call: Call) {
+        self.asked.lock().push((call.op, call.data.bytes().to_vec()));
+        let answer = self.answers.lock().pop_front().expect("asked more than the script answers");
+        match answer {
+            Ok((outcome, data)) => (call.done)(Ok(Answer { outcome, data: &data, epoch: 1 })),
+            Err(ended) => (call.done)(Err(ended)),
+        }
+    }
+
+    fn barred(&self) -> Option<Ended> {
+        *self.barred.lock()
+    }
+}
+
+struct Bench {
+    carrier: Arc<Scripted>,
+    state: Arc<State>,
+    fs: Fs,
+}
+
+fn grant(mount: &str, ownership: Ownership) -> GrantInfo {
+    let root = Some(attr(100, libc::S_IFDIR | 0o755));
+    GrantInfo { mount: mount.parse().unwrap(), rights: Rights::READ_WRITE, ownership, root }
+}
+
+impl Bench {
+    /// `/Mail` (single) and `/home/Photos` (preserve).
+    fn new() -> Bench {
+        let carrier = Arc::new(Scripted::default());
+        let state = Arc::new(State::default());
+        state.welcome(vec![grant("/Mail", Ownership::Single), grant("/home/Photos", Ownership::Preserve)]);
+        let fs = Fs::new(carrier.clone(), state.clone(), SHOWN);
+        Bench { carrier, state, fs }
+    }
+
+    fn answer(&self, script: impl IntoIterator<Item = Script>) {
+        self.carrier.answers.lock().extend(script);
+    }
+
+    fn outcome(&self, outcome: Outcome) {
+        self.answer([Ok((outcome, vec![]))]);
+    }
+
+    fn last_asked(&self) -> Op {
+        self.carrier.asked.lock().last().expect("nothing was asked").0.clone()
+    }
+
+    fn asked(&self) -> usize {
+        self.carrier.asked.lock().len()
+    }
+
+    /// Looks up a grant's root.
+    fn root(&self, grant: u16) -> u64 {
+        self.outcome(Outcome::Entry(entry_of(grant, 100, libc::S_IFDIR | 0o755)));
+        let (parent, name) = match grant {
+            0 => (ROOT, &b"Mail"[..]),
+            _ => (self.lookup(ROOT, b"home").unwrap().attr.ino.0, &b"Photos"[..]),
+        };
+        self.lookup(parent, name).unwrap().attr.ino.0
+    }
+
+    fn lookup(&self, parent: u64, name: &[u8]) -> Result<Told, Errno> {
+        wait(|done| self.fs.lookup(ME, parent, name, done))
+    }
+
+    fn file(&self, root: u64, ino: u64, name: &[u8]) -> u64 {
+        self.outcome(Outcome::Entry(entry_of(0, ino, libc::S_IFREG | 0o644)));
+        self.lookup(root, name).unwrap().attr.ino.0
+    }
+
+    fn open(&self, number: u64, flags: i32) -> Opened {
+        self.outcome(Outcome::Opened(Handle(70), attr(number & 0xffff, libc::S_IFREG | 0o644)));
+        wait(|done| self.fs.open(ME, number, flags, done)).unwrap()
+    }
+}
+
+/// Runs an operation whose `done` gets something that can be sent; it must have been called by now.
+fn wait<T: Send + 'static>(run: impl FnOnce(Box<dyn FnOnce(T) + Send>)) -> T {
+    let (tell, told) = mpsc::channel();
+    run(Box::new(move |result| tell.send(result).unwrap()));
+    told.try_recv().expect("`done` was not called")
+}
+
+fn attr(ino: u64, mode: u32) -> Attr {
+    let time = Time { secs: 5, nanos: 0 };
+    Attr {
+        ino,
+        generation: 3,
+        mode,
+        nlink: 1,
+        uid: 7,
+        gid: 8,
+        rdev: 0,
+        blksize: 4096,
+        size: 10,
+        blocks: 8,
+        atime: time,
+        mtime: time,
+        ctime: time,
+        btime: time,
+    }
+}
+
+fn entry_of(grant: u16, ino: u64, mode: u32) -> Entry {
+    Entry { node: Node { grant, ino }, attr: attr(ino, mode) }
+}
+
+#[derive(Default)]
+struct Page {
+    entries: Vec<(u64, u64, Vec<u8>)>,
+    result: Option<Result<(), Errno>>,
+}
+
+struct Collect<const WITH: bool> {
+    page: Page,
+    room: usize,
+    tell: mpsc::Sender<Page>,
+}
+
+impl<const WITH: bool> Sink for Collect<WITH> {
+    const PLUS: bool = WITH;
+
+    fn add(&mut self, entry: &DirOut<'_>) -> bool {
+        if self.page.entries.len() == self.room {
+            return true;
+        }
+        self.page.entries.push((entry.number, entry.offset, entry.name.to_vec()));
+        false
+    }
+
+    fn finish(mut self, result: Result<(), Errno>) {
+        self.page.result = Some(result);
+        self.tell.send(self.page).unwrap();
+    }
+}
+
+fn list<const WITH: bool>(bench: &Bench, number: u64, file: u64, offset: u64, room: usize) -> Page {
+    let (tell, told) = mpsc::channel();
+    let sink = Collect::<WITH> { page: Page::default(), room, tell };
+    bench.fs.readdir(ME, number, file, offset, sink);
+    told.try_recv().expect("the listing was not finished")
+}
+
+fn names(page: &Page) -> Vec<String> {
+    page.entries.iter().map(|(.., name)| String::from_utf8(name.clone()).unwrap()).collect()
+}
+
+#[test]
+fn the_skeleton_needs_no_gateway_and_takes_no_changes() {
+    let bench = Bench::new();
+    let home = bench.lookup(ROOT, b"home").unwrap();
+    assert_eq!((home.attr.perm, home.attr.kind, home.attr.uid), (0o555, FileType::Directory, 1000));
+    assert_eq!(bench.lookup(ROOT, b"other"), Err(Errno::ENOENT));
+    assert_eq!(bench.lookup(home.attr.ino.0, b"Mail"), Err(Errno::ENOENT));
+    let denied = [
+        wait(|done| bench.fs.mkdir(ME, ROOT, b"x", 0o755, done)).err(),
+        wait(|done| bench.fs.unlink(ME, ROOT, b"Mail", done)).err(),
+        wait(|done| bench.fs.rmdir(ME, ROOT, b"home", done)).err(),
+        wait(|done| bench.fs.symlink(ME, home.attr.ino.0, b"x", b"y", done)).err(),
+        wait(|done| bench.fs.create(ME, (ROOT, b"x"), 0o644, libc::O_RDWR, done)).err(),
+        wait(|done| {
+            bench.fs.setattr(ME, ROOT, None, Change { mode: Some(0o777), ..Change::default() }, done)
+        })
+        .err(),
+        wait(|done| bench.fs.rename(ME, (ROOT, b"Mail"), (ROOT, b"m"), RenameFlags::empty(), done)).err(),
+    ];
+    assert_eq!(denied, [Some(Errno::EACCES); 7]);
+    assert_eq!(bench.asked(), 0);
+}
+
+#[test]
+fn listing_the_skeleton_can_be_taken_up_anywhere() {
+    let bench = Bench::new();
+    let all = list::<false>(&bench, ROOT, 0, 0, 99);
+    assert_eq!(names(&all), [".", "..", "Mail", "home"]);
+    for (position, (_, offset, _)) in all.entries.iter().enumerate() {
+        let rest = list::<false>(&bench, ROOT, 0, *offset, 99);
+        assert_eq!(names(&rest), &names(&all)[position + 1..]);
+    }
+    assert_eq!(names(&list::<false>(&bench, ROOT, 0, u64::MAX, 99)), [""; 0]);
+}
+
+#[test]
+fn a_void_contract_shows_no_names_but_keeps_directories_alive() {
+    let bench = Bench::new();
+    *bench.carrier.barred.lock() = Some(Ended::Void);
+    assert_eq!(bench.lookup(ROOT, b"home"), Err(Errno::EACCES));
+    assert_eq!(wait(|done| bench.fs.opendir(ME, ROOT, done)), Err(Errno::EACCES));
+    assert_eq!(list::<false>(&bench, ROOT, 0, 0, 9).result, Some(Err(Errno::EACCES)));
+    assert!(wait(|done| bench.fs.getattr(ME, ROOT, None, done)).is_ok());
+}
+
+#[test]
+fn the_root_of_a_grant_is_asked_for_whatever_it_is_now() {
+    let bench = Bench::new();
+    let number = bench.root(1);
+    assert_eq!(bench.last_asked(), Op::Resolve { grant: 1, ino: 0 });
+    assert_eq!(number, 2 << 48 | 100);
+    bench.answer([Err(Ended::Failed(Failure::Errno(libc::ENOENT as u16)))]);
+    assert_eq!(bench.lookup(ROOT, b"Mail"), Err(Errno::ENOENT));
+}
+
+#[test]
+fn owners_are_shown_as_the_grant_says() {
+    let bench = Bench::new();
+    let single = bench.root(0);
+    let preserve = bench.root(1);
+    bench.outcome(Outcome::Attr(attr(100, libc::S_IFDIR | 0o755)));
+    assert_eq!(wait(|done| bench.fs.getattr(ME, single, None, done)).unwrap().uid, 1000);
+    bench.outcome(Outcome::Attr(attr(100, libc::S_IFDIR | 0o755)));
+    assert_eq!(wait(|done| bench.fs.getattr(ME, preserve, None, done)).unwrap().uid, 7);
+}
+
+#[test]
+fn giving_a_file_to_its_shown_owner_is_no_change() {
+    let bench = Bench::new();
+    let root = bench.root(0);
+    let file = bench.file(root, 5, b"f");
+    bench.outcome(Outcome::Attr(attr(5, libc::S_IFREG | 0o644)));
+    let change = Change { uid: Some(1000), gid: Some(100), ..Change::default() };
+    wait(|done| bench.fs.setattr(ME, file, None, change, done)).unwrap();
+    assert!(matches!(bench.last_asked(), Op::Getattr { .. }));
+    bench.outcome(Outcome::Attr(attr(5, libc::S_IFREG | 0o644)));
+    let change = Change { uid: Some(1001), ..Change::default() };
+    wait(|done| bench.fs.setattr(ME, file, None, change, done)).unwrap();
+    assert!(matches!(bench.last_asked(), Op::Setattr { set: SetAttr { uid: Some(1001), .. }, .. }));
+}
+
+#[test]
+fn failures_become_error_numbers() {
+    let bench = Bench::new();
+    let root = bench.root(0);
+    for (failure, errno) in [
+        (Failure::Denied { missing: Rights::READ_ONLY }, Errno::EACCES),
+        (Failure::Quota, Errno::EDQUOT),
+        (Failure::CrossGrant, Errno::EXDEV),
+        (Failure::Stale, Errno::ESTALE),
+        (Failure::TooMany, Errno::ENFILE),
+    ] {
+        bench.answer([Err(Ended::Failed(failure))]);
+        assert_eq!(bench.lookup(root, b"x"), Err(errno));
+    }
+    assert_eq!(bench.lookup(root, &[b'a'; 256]), Err(Errno::ENAMETOOLONG));
+    bench.outcome(Outcome::Done);
+    assert_eq!(bench.lookup(root, b"x"), Err(Errno::EIO), "an answer to another question");
+}
+
+#[test]
+fn grants_are_different_file_systems() {
+    let bench = Bench::new();
+    let (mail, photos) = (bench.root(0), bench.root(1));
+    let file = bench.file(mail, 5, b"f");
+    let before = bench.asked();
+    let moved = wait(|done| bench.fs.rename(ME, (mail, b"f"), (photos, b"f"), RenameFlags::empty(), done));
+    assert_eq!(moved, Err(Errno::EXDEV));
+    assert_eq!(wait(|done| bench.fs.link(ME, file, photos, b"f", done)).err(), Some(Errno::EXDEV));
+    let flags = RenameFlags::RENAME_WHITEOUT;
+    assert_eq!(wait(|done| bench.fs.rename(ME, (mail, b"f"), (mail, b"g"), flags, done)), Err(Errno::EINVAL));
+    assert_eq!(bench.asked(), before);
+}
+
+#[test]
+fn paths_follow_what_is_done() {
+    let bench = Bench::new();
+    let root = bench.root(0);
+    let file = bench.file(root, 5, b"f");
+    let node = bench.state.nodes.lock().node(file).unwrap();
+    bench.outcome(Outcome::Done);
+    wait(|done| bench.fs.rename(ME, (root, b"f"), (root, b"g"), RenameFlags::empty(), done)).unwrap();
+    assert_eq!(bench.state.path(node).unwrap(), b"g");
+    bench.answer([Err(Ended::Failed(Failure::Errno(libc::EACCES as u16)))]);
+    wait(|done| bench.fs.unlink(ME, root, b"g", done)).unwrap_err();
+    assert_eq!(bench.state.path(node).unwrap(), b"g", "it is still there");
+    bench.outcome(Outcome::Done);
+    wait(|done| bench.fs.unlink(ME, root, b"g", done)).unwrap();
+    assert_eq!(bench.state.path(node), Err(Errno::ESTALE));
+}
+
+#[test]
+fn appending_handles_bypass_the_page_cache() {
+    let bench = Bench::new();
+    let root = bench.root(0);
+    let file = bench.file(root, 5, b"f");
+    assert_eq!(bench.open(file, libc::O_RDWR).flags, FopenFlags::empty());
+    assert_eq!(bench.open(file, libc::O_WRONLY | libc::O_APPEND).flags, FopenFlags::FOPEN_DIRECT_IO);
+    assert_eq!(bench.open(file, libc::O_RDONLY | libc::O_APPEND).flags, FopenFlags::empty());
+}
+
+#[test]
+fn a_file_without_a_name_is_reached_through_its_handle() {
+    let bench = Bench::new();
+    let root = bench.root(0);
+    let file = bench.file(root, 5, b"f");
+    let open = bench.open(file, libc::O_RDONLY);
+    bench.outcome(Outcome::Attr(attr(5, libc::S_IFREG | 0o644)));
+    wait(|done| bench.fs.getattr(ME, file, None, done)).unwrap();
+    assert!(
+        matches!(bench.last_asked(), Op::Getattr { handle: Some(Handle(handle)), .. } if handle == open.file)
+    );
+    bench.outcome(Outcome::Done);
+    wait(|done| bench.fs.release(ME, open.file, None, done)).unwrap();
+    bench.outcome(Outcome::Attr(attr(5, libc::S_IFREG | 0o644)));
+    wait(|done| bench.fs.getattr(ME, file, None, done)).unwrap();
+    assert!(matches!(bench.last_asked(), Op::Getattr { handle: None, .. }));
+}
+
+#[test]
+fn the_handle_that_created_a_file_vouches_for_its_attributes() {
+    let bench = Bench::new();
+    let root = bench.root(0);
+    bench.outcome(Outcome::Created(Handle(9), entry_of(0, 6, libc::S_IFREG | 0o600)));
+    let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL;
+    let (told, opened) = wait(|done| bench.fs.create(ME, (root, b"new"), 0o600, flags, done)).unwrap();
+    bench.outcome(Outcome::Attr(attr(6, libc::S_IFREG | 0o644)));
+    let change = Change { mode: Some(0o644), ..Change::default() };
+    wait(|done| bench.fs.setattr(ME, told.attr.ino.0, None, change, done)).unwrap();
+    assert!(
+        matches!(bench.last_asked(), Op::Setattr { handle: Some(handle), .. } if handle == Handle(opened.file))
+    );
+}
+
+#[test]
+fn reads_hand_the_bytes_on_and_writes_carry_them() {
+    let bench = Bench::new();
+    let root = bench.root(0);
+    let number = bench.file(root, 5, b"f");
+    let file = bench.open(number, libc::O_RDWR).file;
+    bench.answer([Ok((Outcome::Data, b"bytes".to_vec()))]);
+    let read = wait(|done| bench.fs.read(ME, file, 3, u32::MAX, move |data| done(data.map(<[u8]>::to_vec))));
+    assert_eq!(read.unwrap(), b"bytes");
+    assert!(matches!(bench.last_asked(), Op::Read { offset: 3, length: 1_048_576, .. }));
+    bench.outcome(Outcome::Written { count: 4, size: 4 });
+    assert_eq!(wait(|done| bench.fs.write(ME, file, 0, b"four", done)), Ok(4));
+    assert_eq!(bench.carrier.asked.lock().last().unwrap().1, b"four");
+}
+
+#[test]
+fn closing_costs_no_message_unless_there_are_locks() {
+    let bench = Bench::new();
+    let root = bench.root(0);
+    let number = bench.file(root, 5, b"f");
+    let file = bench.open(number, libc::O_RDWR).file;
+    let before = bench.asked();
+    wait(|done| bench.fs.flush(ME, file, 44, done)).unwrap();
+    assert_eq!(bench.asked(), before);
+    let range = LockRange { start: 0, end: i64::MAX as u64, kind: libc::F_WRLCK, pid: 9 };
+    bench.answer([Err(Ended::Interrupted)]);
+    wait(|done| bench.fs.setlk(ME, file, 44, range, true, done)).unwrap_err();
+    bench.outcome(Outcome::Done);
+    wait(|done| bench.fs.flush(ME, file, 44, done)).unwrap();
+    assert!(
+        matches!(bench.last_asked(), Op::Flush { lock_owner: 44, .. }),
+        "the gateway may have granted it"
+    );
+    wait(|done| bench.fs.flush(ME, file, 44, done)).unwrap();
+    assert_eq!(bench.asked(), before + 2);
+}
+
+#[test]
+fn locks_reach_to_the_end_of_the_file_in_both_worlds() {
+    let bench = Bench::new();
+    let root = bench.root(0);
+    let number = bench.file(root, 5, b"f");
+    let file = bench.open(number, libc::O_RDWR).file;
+    let range = LockRange { start: 5, end: i64::MAX as u64, kind: libc::F_WRLCK, pid: 9 };
+    bench.outcome(Outcome::Done);
+    wait(|done| bench.fs.setlk(ME, file, 1, range, false, done)).unwrap();
+    let Op::SetLock { lock, wait: false, reclaim: false, .. } = bench.last_asked() else {
+        panic!("not a lock")
+    };
+    assert_eq!((lock.start, lock.end, lock.kind), (5, u64::MAX, LockKind::Exclusive));
+    assert_eq!(bench.state.locks.lock().through(file), [lock]);
+    bench.outcome(Outcome::Locked(Some(lock)));
+    let found = wait(|done| bench.fs.getlk(ME, file, 2, range, done)).unwrap();
+    assert_eq!(found, range);
+    bench.outcome(Outcome::Locked(None));
+    assert_eq!(wait(|done| bench.fs.getlk(ME, file, 1, range, done)).unwrap().kind, libc::F_UNLCK);
+    let before = bench.asked();
+    let unlock = LockRange { kind: libc::F_UNLCK, ..range };
+    wait(|done| bench.fs.setlk(ME, file, 77, unlock, false, done)).unwrap();
+    assert_eq!(bench.asked(), before, "this owner never asked for a lock");
+    let backwards = LockRange { start: 6, end: 5, ..range };
+    assert_eq!(wait(|done| bench.fs.setlk(ME, file, 1, backwards, false, done)), Err(Errno::EINVAL));
+}
+
+#[test]
+fn attributes_that_are_not_the_users_stay_here() {
+    let bench = Bench::new();
+    let root = bench.root(0);
+    let before = bench.asked();
+    let get = |name: &'static [u8]| {
+        wait(|done| bench.fs.getxattr(ME, root, name, move |data| done(data.map(<[u8]>::to_vec))))
+    };
+    assert_eq!(get(b"security.capability"), Err(Errno::ENODATA));
+    assert_eq!(get(b"system.posix_acl_access"), Err(Errno::EOPNOTSUPP));
+    assert_eq!(
+        wait(|done| bench.fs.setxattr(ME, root, (b"trusted.x", b"v"), 0, done)),
+        Err(Errno::EOPNOTSUPP)
+    );
+    assert_eq!(wait(|done| bench.fs.removexattr(ME, root, b"security.x", done)), Err(Errno::EOPNOTSUPP));
+    assert_eq!(bench.asked(), before);
+    bench.outcome(Outcome::Done);
+    wait(|done| bench.fs.setxattr(ME, root, (b"user.n", b"value"), 1, done)).unwrap();
+    assert!(matches!(bench.last_asked(), Op::Setxattr { name_length: 6, flags: 1, .. }));
+    assert_eq!(bench.carrier.asked.lock().last().unwrap().1, b"user.nvalue");
+}
+
+fn page(range: std::ops::Range<u64>, with: bool) -> Script {
+    let mut data = vec![];
+    for n in range {
+        let entry = DirEntry {
+            ino: 1000 + n,
+            cookie: n + 1,
+            kind: 8,
+            name: Name::new(format!("f{n}").as_bytes()).unwrap(),
+            attr: with.then(|| attr(1000 + n, libc::S_IFREG | 0o644)),
+        };
+        readdir::push(&mut data, &entry).unwrap();
+    }
+    Ok((Outcome::Data, data))
+}
+
+fn opendir(bench: &Bench, number: u64) -> u64 {
+    bench.outcome(Outcome::Opened(Handle(1), attr(100, libc::S_IFDIR | 0o755)));
+    wait(|done| bench.fs.opendir(ME, number, done)).unwrap()
+}
+
+#[test]
+fn a_page_of_entries_is_used_up_before_another_is_asked_for() {
+    let bench = Bench::new();
+    let root = bench.root(0);
+    let file = opendir(&bench, root);
+    bench.answer([page(0..5, true), page(5..5, true)]);
+    let mut seen = vec![];
+    let mut offset = 0;
+    loop {
+        let page = list::<true>(&bench, root, file, offset, 3);
+        let Some((_, last, _)) = page.entries.last() else { break };
+        offset = *last;
+        seen.extend(names(&page));
+    }
+    assert_eq!(seen, [".", "..", "f0", "f1", "f2", "f3", "f4"]);
+    assert!(bench.carrier.answers.lock().is_empty());
+    // All of them, and only they, are known to the kernel now.
+    let told: Vec<u64> = (1000..1005)
+        .filter(|ino| bench.state.nodes.lock().get(Node { grant: 0, ino: *ino }).is_some())
+        .collect();
+    assert_eq!(told.len(), 5);
+}
+
+#[test]
+fn a_listing_can_be_taken_up_after_the_dots_and_anywhere() {
+    let bench = Bench::new();
+    let root = bench.root(0);
+    let file = opendir(&bench, root);
+    bench.answer([page(0..3, false)]);
+    let all = list::<false>(&bench, root, file, 0, 99);
+    assert_eq!(names(&all), [".", "..", "f0", "f1", "f2"]);
+    assert_eq!(all.entries[0].0, root);
+    assert_eq!(all.entries[1].0, ROOT);
+    bench.answer([page(0..3, false)]);
+    assert_eq!(names(&list::<false>(&bench, root, file, all.entries[0].1, 99)), ["..", "f0", "f1", "f2"]);
+    bench.answer([page(0..3, false)]);
+    assert_eq!(names(&list::<false>(&bench, root, file, all.entries[1].1, 99)), ["f0", "f1", "f2"]);
+    bench.answer([page(2..3, false)]);
+    assert_eq!(names(&list::<false>(&bench, root, file, all.entries[3].1, 99)), ["f2"]);
+    assert!(matches!(bench.last_asked(), Op::Readdir { cookie: 2, plus: false, .. }));
+}
+
+#[test]
+fn entries_that_vanished_do_not_end_a_listing() {
+    let bench = Bench::new();
+    let root = bench.root(0);
+    let file = opendir(&bench, root);
+    // With attributes asked for, and none given.
+    bench.answer([page(0..3, false), page(3..5, true)]);
+    let after_dots = 0x7fff_ffff_ffff_fff2;
+    assert_eq!(names(&list::<true>(&bench, root, file, after_dots, 99)), ["f3", "f4"]);
+}
+
+#[test]
+fn rewinding_asks_again() {
+    let bench = Bench::new();
+    let root = bench.root(0);
+    let file = opendir(&bench, root);
+    bench.answer([page(0..4, false), page(0..1, false)]);
+    assert_eq!(names(&list::<false>(&bench, root, file, 0, 3)), [".", "..", "f0"]);
+    assert_eq!(names(&list::<false>(&bench, root, file, 0, 99)), [".", "..", "f0"]);
+    assert!(bench.carrier.answers.lock().is_empty());
+}
+
+#[test]
+fn space_above_the_grants_is_that_of_the_first() {
+    let bench = Bench::new();
+    let statfs = Statfs { blocks: 77, ..NO_SPACE };
+    bench.outcome(Outcome::Entry(entry_of(0, 100, libc::S_IFDIR | 0o755)));
+    bench.outcome(Outcome::Statfs(statfs));
+    assert_eq!(wait(|done| bench.fs.statfs(ME, ROOT, done)), Ok(statfs));
+    assert_eq!(bench.last_asked(), Op::Statfs { node: Node { grant: 0, ino: 100 } });
+}

@@ -454,10 +454,7 @@ impl Keeper {
                 Err(Ended::Lost) if !lost => return,
                 Err(ended) => {
                     file.wire.lock().dead = Some(errno(ended));
-                    note(
-                        &self.shared,
-                        &format!("an open file could not be opened again: {ended:?}"),
-                    );
+                    note(&self.shared, &format!("an open file could not be opened again: {ended:?}"));
                 }
             }
         }
