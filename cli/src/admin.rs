@@ -129,15 +129,19 @@ impl AdminClient {
         let mut header = vec![];
         encode_header(request, &mut header).map_err(|error| self.answer(error.to_string()))?;
         self.broken = true;
-        self.channel.sender.send(&header, data).map_err(|source| self.unreachable(source))?;
-        match self.channel.receiver.recv(&mut self.frame) {
-            Ok(true) => {}
-            // A server that refuses our key says so only now: the client's handshake is over first (RFC 8446, 4.4.2).
-            Ok(false) | Err(ChannelError::Closed | ChannelError::Tls(_)) if !self.answered => {
-                return Err(AdminError::NotAnswered { address: self.address.clone() });
+        // A door that does not know our key says so before it is asked, and closes: what it said counts, even if the request
+        // cannot be sent any more.
+        let sent = self.channel.sender.send(&header, data);
+        let received = self.channel.receiver.recv(&mut self.frame);
+        match (sent, received) {
+            (_, Ok(true)) => {}
+            (Err(ChannelError::TimedOut), _) | (_, Err(ChannelError::TimedOut)) => {
+                return Err(self.unreachable(ChannelError::TimedOut));
             }
-            Ok(false) => return Err(self.unreachable(ChannelError::Closed)),
-            Err(source) => return Err(self.unreachable(source)),
+            // A server that refuses our key in the handshake is noticed only now (RFC 8446, 4.4.2).
+            _ if !self.answered => return Err(AdminError::NotAnswered { address: self.address.clone() }),
+            (Err(source), _) | (_, Err(source)) => return Err(self.unreachable(source)),
+            (Ok(()), Ok(false)) => return Err(self.unreachable(ChannelError::Closed)),
         }
         self.answered = true;
         self.broken = false;

@@ -8,7 +8,7 @@ use strongroom_contracts::{Application, ContractId, Grant as Granted, Terms};
 
 use super::Context;
 use crate::archive::{Archive, Issued, Standing};
-use crate::base::mistakes;
+use crate::base::{Base, mistakes};
 use crate::failure::Failure;
 use crate::files::{self, Existing, PUBLIC};
 use crate::issuing::{self, Counter, Issuer, Made, Wish};
@@ -65,7 +65,10 @@ impl Grant {
         let archive = Archive::open(&base)?;
         let mut counter = match self.offline {
             true => None,
-            false => Some(Counter::open(self.connect(context, &base)?, &archive, &issuer, &context.clock)?),
+            false => Some(
+                self.counter(context, &base, &archive, &issuer)
+                    .map_err(|failure| failure.hint("nothing was issued"))?,
+            ),
         };
         let lock = archive.lock()?;
         let generation = issuing::next_generation(&archive, &self.application, counter.as_mut())?;
@@ -87,16 +90,17 @@ impl Grant {
         self.report(context, &made, text, warnings)
     }
 
-    fn connect(
+    fn counter(
         &self,
         context: &Context,
-        base: &crate::base::Base,
-    ) -> Result<crate::admin::AdminClient, Failure> {
-        context.connect(base).map_err(|failure| {
-            failure.hint(
-                "nothing was issued; to issue without the gateway and carry the file over: add --offline",
-            )
-        })
+        base: &Base,
+        archive: &Archive,
+        issuer: &Issuer,
+    ) -> Result<Counter, Failure> {
+        let client = context.connect(base).map_err(|failure| {
+            failure.hint("to issue without the gateway, and carry the file over: add --offline")
+        })?;
+        Counter::open(client, archive, issuer, &context.clock)
     }
 
     fn report(

@@ -71,10 +71,11 @@ impl Reissue {
             })?;
         }
 
-        let client = context
+        let opened = context
             .connect(&base)
-            .map_err(|failure| failure.hint("nothing was changed: older contracts are still valid"))?;
-        let mut counter = Counter::open(client, &archive, &issuer, &context.clock)?;
+            .and_then(|client| Counter::open(client, &archive, &issuer, &context.clock));
+        let mut counter = opened
+            .map_err(|failure| failure.hint("nothing was issued, and older contracts are still valid"))?;
         let lock = archive.lock()?;
         let known = counter.generations(&self.application)?;
         let record = archive.record(&self.application)?.unwrap_or_default();

@@ -50,8 +50,10 @@ impl Renew {
                 format!("issue one: contract grant {application} --holder KEY; after a revocation: contract reissue {application}"),
             ));
         }
-        let client = context.connect(&base).map_err(|failure| failure.hint("nothing was renewed"))?;
-        let mut counter = Counter::open(client, &archive, &issuer, &context.clock)?;
+        let opened = context
+            .connect(&base)
+            .and_then(|client| Counter::open(client, &archive, &issuer, &context.clock));
+        let mut counter = opened.map_err(|failure| failure.hint("nothing was renewed"))?;
         let (mut outcomes, mut gone) = (vec![], None::<String>);
         for issued in list {
             let outcome = match &gone {

@@ -13,7 +13,7 @@ use strongroom_contracts::{Application, ContractId, FenceReceipt, Subject, Terms
 use super::Context;
 use crate::admin::{AdminClient, Generations};
 use crate::archive::Archive;
-use crate::base::Base;
+use crate::base::{Base, gateway_failure};
 use crate::failure::{Exit, Failure};
 use crate::issuing::Issuer;
 use crate::output::{Report, count};
@@ -52,18 +52,27 @@ impl Revoke {
             Err(failure) => (None, Sent { held: vec![], failure: Some(failure), again: true }),
         };
         let mut warnings = vec![];
+        let mut asked = Ok(None);
         let subject = match &target {
             Target::Contract(id) => Subject::Contract(*id),
             Target::Application(application) => {
-                let below = below(&base, &archive, application, client.as_mut(), &mut warnings)?;
-                revoking::all_of(application, below)
+                if let Some(client) = &mut client {
+                    asked = client.generations(application).map(Some);
+                }
+                let known = asked.as_ref().ok().copied().flatten();
+                revoking::all_of(application, below(&base, &archive, application, known, &mut warnings)?)
             }
         };
         let now = context.clock.now();
         let sign = |subject| revoking::sign(&issuer, subject, &self.why, now);
         let mut statements = vec![sign(subject)?];
+        // Also after a question that was not answered: the fence matters more. But what went wrong first is what to tell.
         if let Some(client) = &mut client {
             sent.send(client, &issuer, &statements);
+            if let (Some(failure), Err(first)) = (&mut sent.failure, asked) {
+                *failure = gateway_failure(first);
+                sent.again = true;
+            }
         }
         if let Target::Contract(id) = target {
             // Looked for only now: reading the archive must not hold up the fence.
@@ -261,15 +270,13 @@ fn below(
     base: &Base,
     archive: &Archive,
     application: &Application,
-    client: Option<&mut AdminClient>,
+    known: Option<Generations>,
     warnings: &mut Vec<String>,
 ) -> Result<u64, Failure> {
     let record = archive.record(application).unwrap_or_else(|failure| {
         warnings.push(format!("the archive does not help: {failure}"));
         None
     });
-    // A gateway that does not answer this will not answer the revocation either, and that is where it is reported.
-    let known = client.and_then(|client| client.generations(application).ok());
     let at_gateway = known.is_some_and(|known| known != Generations { lowest: 1, highest: 0 });
     if record.is_none() && !at_gateway && !has_policy(base, application) {
         return Err(unknown(base, archive, application));
