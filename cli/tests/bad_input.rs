@@ -279,6 +279,10 @@ fn wrong_arguments_are_bad_input() {
         let run = world.run(args);
         assert_eq!(run.code, 2, "{args:?}: {}", run.err);
     }
+    let run = world.run(&["--json", "grant", "mail"]);
+    assert_eq!(run.code, 2);
+    let message = run.error_json()["message"].as_str().unwrap().to_owned();
+    assert!(message.contains("required") && message.contains("--holder"), "{message}");
     assert!(world.run(&["--help"]).ok().out.contains("Exit codes:"));
     assert!(world.run(&["grant", "--help"]).ok().out.contains("--holder"));
     assert!(world.run(&["--version"]).ok().out.contains("contract 0"));

@@ -104,10 +104,7 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are results, everything else is bad input; clap knows which stream is due.
-            let _ = error.print();
-            let exit = if error.use_stderr() { Exit::BadInput } else { Exit::Done };
-            return ExitCode::from(exit as u8);
+            return ExitCode::from(not_run(&error) as u8);
         }
     };
     let json = cli.json;
@@ -126,6 +123,22 @@ pub fn main() -> ExitCode {
         Err(failure) => print_failure(&failure, json, errors),
     };
     ExitCode::from(exit as u8)
+}
+
+/// Help and version are results, everything else is bad input.
+fn not_run(error: &clap::Error) -> Exit {
+    if !error.use_stderr() {
+        let _ = error.print();
+        return Exit::Done;
+    }
+    if !std::env::args_os().any(|arg| arg == "--json") {
+        let _ = error.print();
+        return Exit::BadInput;
+    }
+    let text = error.to_string();
+    let first = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect::<Vec<_>>().join(" ");
+    let message = first.strip_prefix("error: ").unwrap_or(&first);
+    print_failure(&Failure::bad(message).hint("see how it is used: --help"), true, Style::PLAIN)
 }
 
 fn run(command: Command, context: &Context) -> Result<Report, Failure> {
