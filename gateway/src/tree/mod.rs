@@ -293,7 +293,9 @@ impl Tree {
                 _ => Errno::NXIO,
             }));
         }
-        let careful = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        // openat2 refuses O_PATH together with what only matters to a real opening.
+        let calm = if real { OFlags::NONBLOCK | OFlags::NOCTTY } else { OFlags::empty() };
+        let careful = flags | calm | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         if node.is_dir() {
             let fd = self.fd_of(node)?;
             let opened = openat2(&*fd, c".", careful, Mode::empty(), RESOLVE)?;
@@ -309,7 +311,6 @@ impl Tree {
             let stat = Stat::of(&opened)?;
             return Ok((opened, stat));
         }
-        let careful = if real { careful } else { flags | OFlags::NOFOLLOW | OFlags::CLOEXEC };
         let (opened, stat) = self.by_name(node, |dir, name| {
             let opened = openat2(dir, name, careful, Mode::empty(), RESOLVE)?;
             let stat = Stat::of(&opened)?;

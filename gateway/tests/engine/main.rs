@@ -1,0 +1,13 @@
+//! The engine on real directories, driven by operations as a door hands them in, under contracts from real signed chains.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+
+mod appending;
+mod basics;
+mod drop_box;
+mod escapes;
+mod locks;
+mod model;
+mod quotas;
+mod replay;
+mod rights;
+mod support;
