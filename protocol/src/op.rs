@@ -164,6 +164,48 @@ impl Op {
         }
     }
 
+    /// Whether the request has data; one that brings any and should not makes no sense.
+    pub fn takes_data(&self) -> bool {
+        match self {
+            Op::Resolve { .. }
+            | Op::Forget
+            | Op::Write { .. }
+            | Op::Symlink { .. }
+            | Op::Getxattr { .. }
+            | Op::Setxattr { .. }
+            | Op::Removexattr { .. } => true,
+            Op::Lookup { .. }
+            | Op::Getattr { .. }
+            | Op::Setattr { .. }
+            | Op::Readlink { .. }
+            | Op::Open { .. }
+            | Op::Opendir { .. }
+            | Op::Create { .. }
+            | Op::Read { .. }
+            | Op::Flush { .. }
+            | Op::Fsync { .. }
+            | Op::Release { .. }
+            | Op::Reopen { .. }
+            | Op::Readdir { .. }
+            | Op::Mkdir { .. }
+            | Op::Mknod { .. }
+            | Op::Link { .. }
+            | Op::Unlink { .. }
+            | Op::Rmdir { .. }
+            | Op::Rename { .. }
+            | Op::Fallocate { .. }
+            | Op::Seek { .. }
+            | Op::CopyRange { .. }
+            | Op::Statfs { .. }
+            | Op::Listxattr { .. }
+            | Op::GetLock { .. }
+            | Op::SetLock { .. }
+            | Op::CancelLock { .. }
+            | Op::Ping
+            | Op::Bye => false,
+        }
+    }
+
     /// The name of the operation in audit lines and messages.
     pub fn name(&self) -> &'static str {
         match self {

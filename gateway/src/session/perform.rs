@@ -54,7 +54,9 @@ impl Gateway {
             data,
             later: if session.strict { &strict_later } else { later },
         };
-        let served = if request.op.needs_slot() {
+        let served = if !data.is_empty() && !request.op.takes_data() {
+            failed(Failure::Malformed)
+        } else if request.op.needs_slot() {
             self.slotted(session, &admission, request, call, out)
         } else {
             self.engine.serve(&session.engine, &admission, call, out)

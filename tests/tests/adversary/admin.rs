@@ -9,11 +9,11 @@ use strongroom_protocol::op::Op;
 use strongroom_protocol::reply::{Event, Failure, FenceReason};
 use strongroom_protocol::{ALPN_ADMIN, ALPN_NATIVE};
 
-use crate::support::LONG;
+use crate::raw::{RawTls, Show, frame_bytes};
 use crate::support::admin::{Admin, revocation};
 use crate::support::attacker::BOTH;
 use crate::support::gateway::{Gateway, grant};
-use crate::support::raw::{RawTls, Show, frame_bytes};
+use crate::support::{LONG, wait_for};
 
 fn key() -> SecretKey {
     SecretKey::generate().unwrap()
@@ -141,11 +141,8 @@ fn revocations_that_the_issuer_did_not_sign() {
     let right = codec::encode(&good.sign(&gateway.issuer).unwrap()).unwrap();
     let mut flipped = right.clone();
     flipped[20] ^= 1;
-    let as_attenuation = crate::support::forge::OpenBlock::signed(
-        &good,
-        &gateway.issuer,
-        strongroom_contracts::keys::Domain::Contract,
-    );
+    let as_attenuation =
+        crate::forge::OpenBlock::signed(&good, &gateway.issuer, strongroom_contracts::keys::Domain::Contract);
     for bytes in [
         codec::encode(&named_otherwise.sign(&forger).unwrap()).unwrap(),
         codec::encode(&elsewhere.sign(&gateway.issuer).unwrap()).unwrap(),
@@ -195,7 +192,10 @@ fn a_renewal_with_other_grants_ends_the_session_instead_of_changing_it() {
     let answer = gateway.admin().deposit(&Chain::issue(&longer, &gateway.issuer).unwrap());
     assert!(matches!(answer, AdminAnswer::Deposited { renewed: 1, .. }), "{answer:?}");
     session.write(handle, 0, b"still").ok();
-    assert!(session.events.contains(&Event::Renewed { expires: longer.expires }));
+    wait_for("the news of the renewal", || {
+        session.call(Op::Ping).ok();
+        session.events.contains(&Event::Renewed { expires: longer.expires }).then_some(())
+    });
 
     // Narrower in one place, wider in another: neither reaches the live session.
     let other = Terms {
@@ -208,7 +208,7 @@ fn a_renewal_with_other_grants_ends_the_session_instead_of_changing_it() {
     };
     gateway.admin().deposit(&Chain::issue(&other, &gateway.issuer).unwrap());
     assert!(matches!(session.write(handle, 0, b"later").refused(), None | Some(Failure::Fenced)));
-    session.call(Op::Ping).refused();
+    while session.receive().is_some() {}
     assert!(session.events.contains(&Event::Fenced(FenceReason::Superseded)), "{:?}", session.events);
     assert_eq!(std::fs::read(gateway.data("users/alice/Mail/open")).unwrap(), b"still");
     // The new one says what it says.

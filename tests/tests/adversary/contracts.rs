@@ -13,8 +13,8 @@ use strongroom_protocol::hello::{Hello, RefusedCode};
 use strongroom_protocol::op::Op;
 use strongroom_protocol::reply::Failure;
 
+use crate::forge::{OpenBlock, OpenChain};
 use crate::support::attacker::{BOTH, Greeting, READ, plain_hello};
-use crate::support::forge::{OpenBlock, OpenChain};
 use crate::support::gateway::{Gateway, grant, now};
 use crate::support::wait_for;
 
@@ -254,21 +254,48 @@ fn an_older_generation_after_a_reissue() {
     let (mut gateway, holder, terms) = world();
     let old = Chain::issue(&terms, &gateway.issuer).unwrap();
     let mut session = gateway.enter(&holder, &old);
-    let newer = Terms { generation: 2, id: ContractId::from_bytes([2; 16]), ..terms.clone() };
-    let new = Chain::issue(&newer, &gateway.issuer).unwrap();
-    let answer = gateway.admin().deposit(&new);
-    assert!(matches!(answer, AdminAnswer::Deposited { .. }), "{answer:?}");
     let statement = Subject::Application { application: terms.application.clone(), below_generation: 2 };
     gateway.admin().revoke(&gateway, statement);
     assert!(matches!(session.call(Op::Ping).refused(), None | Some(Failure::Fenced)));
     refused(&gateway, &holder, &old.to_bytes().unwrap(), RefusedCode::Revoked);
     gateway.restart();
     refused(&gateway, &holder, &old.to_bytes().unwrap(), RefusedCode::Revoked);
-    // The new one works, and revoking "below 1" later brings nothing back.
-    assert_eq!(gateway.enter(&holder, &new).welcome.generation, 2);
-    gateway
-        .admin()
-        .revoke(&gateway, Subject::Application { application: terms.application, below_generation: 1 });
+    // Revoking "below 1" later brings nothing back.
+    let statement = Subject::Application { application: terms.application.clone(), below_generation: 1 };
+    gateway.admin().revoke(&gateway, statement);
+    refused(&gateway, &holder, &old.to_bytes().unwrap(), RefusedCode::Revoked);
+
+    // Once the reissued one is kept, the old bytes get what the new contract grants, and nothing else.
+    let newer = Terms {
+        generation: 2,
+        id: ContractId::from_bytes([2; 16]),
+        grants: vec![grant("shared", "/shared", Rights::READ_ONLY)],
+        ..terms
+    };
+    let new = Chain::issue(&newer, &gateway.issuer).unwrap();
+    let answer = gateway.admin().deposit(&new);
+    assert!(matches!(answer, AdminAnswer::Deposited { .. }), "{answer:?}");
+    for chain in [&old, &new] {
+        let session = gateway.enter(&holder, chain);
+        assert_eq!((session.welcome.generation, session.welcome.contract), (2, newer.id));
+        assert_eq!(session.grants.len(), 1);
+        assert_eq!(session.grants[0].mount.as_str(), "/shared");
+    }
+    let answer = gateway.admin().deposit(&old);
+    assert!(matches!(answer, AdminAnswer::Failed { kind: AdminFailure::Refused, .. }), "{answer:?}");
+}
+
+#[test]
+fn a_newer_generation_voids_older_ones_by_being_used() {
+    let (mut gateway, holder, terms) = world();
+    let old = Chain::issue(&terms, &gateway.issuer).unwrap();
+    let mut session = gateway.enter(&holder, &old);
+    let other = key();
+    let newer = Terms { generation: 2, id: ContractId::from_bytes([2; 16]), holder: other.public(), ..terms };
+    gateway.enter(&other, &Chain::issue(&newer, &gateway.issuer).unwrap());
+    assert!(matches!(session.call(Op::Ping).refused(), None | Some(Failure::Fenced)));
+    refused(&gateway, &holder, &old.to_bytes().unwrap(), RefusedCode::Revoked);
+    gateway.restart();
     refused(&gateway, &holder, &old.to_bytes().unwrap(), RefusedCode::Revoked);
 }
 
@@ -346,10 +373,13 @@ fn chains_that_are_too_deep() {
     }
     gateway.enter(&holder, &chain);
     assert!(chain.attenuate(attenuation(&holder_key, kept()), &holder).is_err());
-    // One deeper, rightly signed and rightly linked.
+    // One deeper, rightly signed and rightly linked: a block names its parent only, so that a shorter chain with the
+    // same last block makes the right successor.
     let mut open = OpenChain::of(&chain);
-    let block = Attenuation { parent: [7; 32], ..attenuation(&holder_key, kept()) };
-    open.blocks.push(OpenBlock::signed(&block, &holder, Domain::Attenuation));
+    let ends = OpenChain { blocks: vec![open.blocks[0].clone(), open.blocks[MAX_DEPTH].clone()] };
+    let ends = Chain::from_bytes(&ends.to_bytes()).unwrap();
+    let longer = ends.attenuate(attenuation(&holder_key, kept()), &holder).unwrap();
+    open.blocks.push(OpenChain::of(&longer).blocks.remove(2));
     refused(&gateway, &holder, &open.to_bytes(), RefusedCode::Contract);
 }
 

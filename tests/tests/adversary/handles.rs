@@ -162,7 +162,7 @@ fn handles_of_another_session_are_unknown() {
     }
     assert_eq!(gateway.snapshot("users"), before);
     assert_eq!(owner.read(file, 0, 100).data(), b"a letter\n", "the owner's handle still works");
-    gateway.wait_audit(&[("event", "violation"), ("application", "editor")]);
+    gateway.wait_audit(&[("event", "denied"), ("application", "editor"), ("outcome", "unknown handle")]);
 }
 
 #[test]
@@ -243,7 +243,7 @@ fn nodes_outside_are_unknown_however_they_are_named() {
         }
     }
     assert_eq!(gateway.snapshot(""), before);
-    gateway.wait_audit(&[("event", "violation"), ("application", "editor")]);
+    gateway.wait_audit(&[("event", "denied"), ("application", "editor"), ("outcome", "unknown node")]);
     assert!(thief.is_alive() && owner.is_alive());
 }
 

@@ -4,7 +4,7 @@
 //! Needs the program `strongroom-gateway` beside this one (`cargo build --workspace --bins`, or `make test`).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed step is a failed test")]
-#![allow(missing_docs, reason = "test code")]
+#![allow(missing_docs, clippy::result_large_err, reason = "test code")]
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -12,10 +12,12 @@ mod support;
 mod admin;
 mod contracts;
 mod fairness;
+mod forge;
 mod frames;
 mod handles;
 mod names;
 mod races;
+mod raw;
 mod revocation;
 mod rights;
 mod special;

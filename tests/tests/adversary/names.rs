@@ -9,8 +9,8 @@ use strongroom_protocol::name::{MAX_PATH, Name};
 use strongroom_protocol::op::{Op, RenameMode};
 use strongroom_protocol::reply::Failure;
 
+use crate::forge::rename_in_header;
 use crate::support::attacker::{Attacker, BOTH, CREDENTIALS, READ, Reply, WRITE, named};
-use crate::support::forge::rename_in_header;
 use crate::support::gateway::{Gateway, SECRET, grant};
 
 /// A session with two read-write grants: 0 alice's documents, 1 what is shared.

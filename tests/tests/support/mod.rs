@@ -1,16 +1,14 @@
 //! What the integration tests that run a real gateway on the loopback interface share: a [`gateway::Gateway`] with data,
-//! keys and contracts of its own, an [`attacker::Attacker`] that speaks the protocol without our client's manners, and
-//! forgers of chains and frames. Everything made is removed again, also when a test fails.
+//! keys and contracts of its own, and an [`attacker::Attacker`] that speaks the protocol without our client's manners.
+//! Everything made is removed again, also when a test fails.
 
 #![allow(dead_code, reason = "each test program uses its part")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed step is a failed test")]
-#![allow(missing_docs, reason = "test code")]
+#![allow(missing_docs, clippy::result_large_err, reason = "test code")]
 
 pub mod admin;
 pub mod attacker;
-pub mod forge;
 pub mod gateway;
-pub mod raw;
 
 use std::time::{Duration, Instant};
 

@@ -34,12 +34,6 @@ impl OpenBlock {
         let signature = codec::encode(&key.sign(domain, &payload)).unwrap();
         OpenBlock { payload, signature: signature.try_into().unwrap() }
     }
-
-    /// What the next block must name as its parent: found by letting the contracts' crate continue a chain.
-    pub fn parent_of(chain: &Chain, continued: &Chain) -> [u8; 32] {
-        let position = OpenChain::of(chain).blocks.len();
-        continued.claimed_attenuations().unwrap()[position - 1].parent
-    }
 }
 
 /// Puts other bytes in the place of an encoded name (`u64` length, bytes) in a header.

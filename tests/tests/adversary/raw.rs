@@ -16,7 +16,7 @@ use rustls::{
 };
 use strongroom_contracts::{PublicKey, SecretKey};
 
-use super::LONG;
+use crate::support::LONG;
 
 /// What the client shows of itself.
 pub enum Show<'a> {
