@@ -28,22 +28,36 @@ pub(super) const DETACH: u8 = b'd';
 pub fn run(plan: &Path) -> Result<()> {
     let signals = Signals::block(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGCHLD])?;
     let mut go = [0];
-    std::io::stdin().read_exact(&mut go).context("the owner ended before the lab began")?;
+    let begin = std::io::stdin().read_exact(&mut go).context("the owner ended before the lab began");
     let plan = Plan::read(plan)?;
-    let guests = match start(&plan) {
+    match begin.and_then(|()| serve(&plan, &signals)) {
+        Ok(End::Asked) => Ok(()),
+        Ok(End::OwnerGone) => clear_away(&plan),
+        Err(error) => {
+            // The owner may be gone, and then nobody else would do it.
+            clear_away(&plan)?;
+            Err(error)
+        }
+    }
+}
+
+fn serve(plan: &Plan, signals: &Signals) -> Result<End> {
+    let guests = match start(plan) {
         Ok(guests) => guests,
         Err(error) => {
+            // The owner reads one line.
             let _ = writeln!(std::io::stdout(), "{}", format!("{error:#}").replace('\n', "; "));
             return Err(error);
         }
     };
     let pids: Vec<String> = guests.iter().map(|g| g.pid.to_string()).collect();
     writeln!(std::io::stdout(), "{READY} {}", pids.join(" ")).context("the owner is gone")?;
-    if keep(&signals)? == End::OwnerGone {
-        end_everything();
-        plan.place.remove()?;
-    }
-    Ok(())
+    keep(signals)
+}
+
+fn clear_away(plan: &Plan) -> Result<()> {
+    end_everything();
+    plan.place.remove()
 }
 
 /// A guest's first process and the pipes to it.

@@ -8,9 +8,12 @@
 //! A lab is for trying and testing, not a security boundary between the host and its guests: those need real virtual
 //! machines.
 
+mod command;
 mod data;
+mod down;
 mod enter;
 mod guest;
+mod handle;
 mod keeper;
 mod needs;
 mod network;
@@ -21,12 +24,16 @@ mod rootfs;
 mod services;
 mod sys;
 mod up;
+mod wanted;
 
+pub use command::GuestCommand;
+pub use down::{down, down_all};
 pub use enter::{EnterOptions, enter};
 pub use guest::run as run_guest_init;
+pub use handle::Lab;
 pub use keeper::run as run_keeper;
 pub use network::{ADMIN_ADDRESS, GATEWAY_ADDRESS};
 pub use place::LabName;
 pub use record::{GuestState, LabStatus, status_of, statuses};
 pub use services::StopHow;
-pub use up::{GuestCommand, Lab, Options, down, down_all};
+pub use wanted::Options;

@@ -138,7 +138,7 @@ impl Record {
             bail!("there is no lab `{name}`: bring it up with `lab up --name {name}`")
         };
         if !record.keeper.as_ref().is_some_and(ProcessId::is_alive) {
-            if record.owner.is_alive() {
+            if record.keeper.is_none() && record.owner.is_alive() {
                 bail!("the lab `{name}` is still coming up");
             }
             bail!(

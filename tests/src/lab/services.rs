@@ -13,12 +13,12 @@ use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::enter::exit_code;
+use super::handle::Lab;
 use super::network::{
     ADMIN_ADDRESS, ADMIN_INTERFACE, ADMIN_NETWORK, APP_INTERFACE, APP_NETWORK, GATEWAY_ADDRESS,
 };
 use super::place::{LabName, Place};
 use super::record::{GuestRecord, Record};
-use super::up::Lab;
 
 pub(super) const GATEWAY: &str = "strongroom-gateway";
 pub(super) const DATA_IN_GUEST: &str = "/srv/strongroom/data";
@@ -148,7 +148,7 @@ pub(super) fn app_disk(app: &str) -> String {
 }
 
 /// Run a command in a guest; its standard output, or an error with what it said.
-fn run(command: super::up::GuestCommand) -> Result<String> {
+fn run(command: super::command::GuestCommand) -> Result<String> {
     let shown = command.shown();
     let output = command
         .into_command()
