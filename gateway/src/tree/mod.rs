@@ -510,3 +510,42 @@ fn climb(dir: &Arc<Node>) -> impl Iterator<Item = Arc<Node>> {
     let next = |at: &Arc<Node>| at.place.read().links.first().map(|link| Arc::clone(&link.parent));
     std::iter::successors(Some(Arc::clone(dir)), next).take(MAX_CLIMB)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_live_as_long_as_they_are_needed_and_descriptors_are_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |n: usize| dir.path().join(format!("d{n}/sub"));
+        (0..50).for_each(|n| std::fs::create_dir_all(path(n)).unwrap());
+        let tree = Tree::open(dir.path(), 16, false).unwrap();
+        let find = |n: usize| {
+            let (parent, _) = tree.lookup(&tree.root, format!("d{n}").as_bytes()).unwrap();
+            tree.lookup(&parent, b"sub").unwrap().0
+        };
+        let subs: Vec<_> = (0..50).map(find).collect();
+        assert_eq!(tree.map.len(), 1 + 2 * 50);
+        let open = |node: &Arc<Node>| node.dir().unwrap().fd.read().is_some();
+        let parents = || subs.iter().map(|sub| sub.any_link().unwrap().0);
+        assert!(parents().filter(open).count() <= 16);
+        // A descriptor that was closed is opened again when needed.
+        subs.iter().for_each(|sub| assert_eq!(Stat::of(&*tree.fd_of(sub).unwrap()).unwrap().ino(), sub.ino));
+        assert!(subs.iter().filter(|sub| open(sub)).count() + parents().filter(open).count() <= 16);
+        // The same object is the same node, and its parent stays while it is known.
+        assert!(Arc::ptr_eq(&find(7), &subs[7]));
+        drop(subs);
+        assert_eq!(tree.map.len(), 1);
+    }
+
+    #[test]
+    fn a_mount_inside_the_data_root_is_not_entered() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = Tree::open(dir.path(), 16, false).unwrap();
+        // Another file system, as `Stat` tells it: of a name that resolves through no link and lies elsewhere.
+        let elsewhere = Stat::at(rustix::fs::CWD, b"/proc").unwrap();
+        assert!(tree.on_our_mount(elsewhere).is_err_and(|refusal| refusal.is(Errno::XDEV)));
+        assert!(tree.on_our_mount(Stat::of(&*tree.fd_of(&tree.root).unwrap()).unwrap()).is_ok());
+    }
+}

@@ -15,14 +15,25 @@ fn limited(path: &str, bytes: Option<u64>, files: Option<u64>) -> Grant {
     Grant { quota_bytes: bytes, quota_files: files, ..grant(path, "/q", Rights::READ_WRITE) }
 }
 
-/// Bytes and files in use, as statfs(2) of a guest with a very large quota tells them: blocks of the quota, so the
-/// bytes are rounded up.
+/// Bytes and files in use, as statfs(2) of guests with large quotas tells them. It tells whole free blocks; the bytes
+/// are found by shifting the quota until one block more is free.
 fn usage(world: &World, path: &str) -> (u64, u64) {
-    let most = 1 << 30;
-    let guest = world.guest(vec![limited(path, Some(most), Some(most))]);
-    let Outcome::Statfs(statfs) = guest.ask(&Op::Statfs { node: guest.root(0) }) else { panic!("no statfs") };
-    assert_eq!(u64::from(statfs.block_size), BLOCK);
-    (most / BLOCK - statfs.free, most - statfs.files_free)
+    let (most, most_files) = (1 << 30, 10_000);
+    let free = |bytes: u64| {
+        let guest = world.guest(vec![limited(path, Some(bytes), Some(most_files))]);
+        let Outcome::Statfs(statfs) = guest.ask(&Op::Statfs { node: guest.root(0) }) else {
+            panic!("no statfs")
+        };
+        assert_eq!(u64::from(statfs.block_size), BLOCK);
+        (statfs.free, statfs.files_free)
+    };
+    let (blocks, files) = free(most);
+    let (mut low, mut high) = (0, BLOCK);
+    while high - low > 1 {
+        let middle = (low + high) / 2;
+        if free(most + middle).0 > blocks { high = middle } else { low = middle }
+    }
+    (most + high - (blocks + 1) * BLOCK, most_files - files)
 }
 
 #[test]
