@@ -27,7 +27,8 @@ const FENCED: TableDefinition<&str, u64> = TableDefinition::new("fenced");
 /// Holder: generation, expiry, last use, chain.
 const KEPT: TableDefinition<&[u8; 32], (u64, u64, u64, &[u8])> = TableDefinition::new("kept");
 /// Session: holder, since when (Unix seconds), boot id of the machine, chain.
-const SESSIONS: TableDefinition<&[u8; 16], (&[u8; 32], u64, &str, &[u8])> = TableDefinition::new("sessions");
+type SessionRow = (&'static [u8; 32], u64, &'static str, &'static [u8]);
+const SESSIONS: TableDefinition<&[u8; 16], SessionRow> = TableDefinition::new("sessions");
 /// Digest of a revocation: the signed receipt.
 const RECEIPTS: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::new("receipts");
 

@@ -1,0 +1,113 @@
+//! The admin door.
+
+use strongroom_channel::{Address, ClientTls, Frame, Peer};
+use strongroom_protocol::ALPN_ADMIN;
+use strongroom_protocol::admin::{AdminAnswer, AdminFailure, AdminRequest, ContractInfo, SessionInfo};
+use strongroom_protocol::codec;
+
+use crate::support::{Admin, HANG, World, app, eventually, key};
+
+#[test]
+fn status_sessions_and_contracts() {
+    let world = World::new();
+    let (holder, other) = (key(), key());
+    let mut client = world.client(&holder, &world.contract(&holder));
+    let root = client.root();
+    let (handle, _) = client.create(root, "f");
+    client.write(handle, 0, b"12345");
+    client.read(handle, 0, 3);
+    let mut terms = world.terms(&other);
+    terms.application = app("editor");
+    let mut admin = world.admin();
+    admin.deposit(&world.issue(&terms));
+    let AdminAnswer::Status(status) = admin.ask(&AdminRequest::Status, &[]).0 else { panic!("no status") };
+    assert_eq!(status.gateway, world.id());
+    assert_eq!((status.sessions, status.contracts, status.revocations), (1, 2, 0));
+    assert!(status.now >= status.started && status.boot == client.welcome.boot);
+
+    let (answer, data) = admin.ask(&AdminRequest::Sessions, &[]);
+    assert_eq!(answer, AdminAnswer::Sessions);
+    let list: Vec<SessionInfo> = codec::decode_list(&data).unwrap();
+    let [info] = &list[..] else { panic!("{list:?}") };
+    assert_eq!(
+        (info.session, info.application.clone(), info.holder),
+        (client.welcome.session, app("mail"), holder.public())
+    );
+    assert_eq!(info.addresses, ["127.0.0.1"]);
+    assert_eq!((info.handles, info.bytes_written, info.bytes_read), (1, 5, 3));
+    assert!(info.operations >= 3);
+
+    let statement = world.revocation(strongroom_contracts::Subject::Contract(terms.id));
+    admin.revoke(&statement);
+    let (answer, data) = admin.ask(&AdminRequest::Contracts, &[]);
+    assert_eq!(answer, AdminAnswer::Contracts);
+    let list: Vec<ContractInfo> = codec::decode_list(&data).unwrap();
+    let seen: Vec<_> =
+        list.iter().map(|info| (info.application.as_str(), info.void, info.last_used > 0)).collect();
+    assert_eq!(seen, [("editor", true, false), ("mail", false, true)]);
+}
+
+#[test]
+fn only_listed_keys_and_only_the_issuers_contracts() {
+    let world = World::new();
+    let mut stranger = Admin::connect(&world, &key());
+    let (answer, _) = stranger.answer();
+    assert!(matches!(answer, AdminAnswer::Failed { kind: AdminFailure::Refused, .. }), "{answer:?}");
+    world.audited(&[("event", "refused"), ("outcome", "admin")]);
+    let mut admin = world.admin();
+    let mut refused = |chain: &[u8]| {
+        let answer = admin.ask(&AdminRequest::Deposit, chain).0;
+        assert!(matches!(answer, AdminAnswer::Failed { kind: AdminFailure::Refused, .. }), "{answer:?}");
+    };
+    refused(b"");
+    refused(&World::prepare("").contract(&key()));
+    let mut old = world.terms(&key());
+    (old.not_before, old.expires) = (1, 2);
+    refused(&world.issue(&old));
+    // The holder key of a contract is no administrator's, at either door.
+    let holder = key();
+    let client = world.client(&holder, &world.contract(&holder));
+    let mut guest = Admin::connect(&world, &holder);
+    assert!(matches!(guest.answer().0, AdminAnswer::Failed { .. }));
+    drop(client);
+}
+
+#[test]
+fn a_unix_socket_serves_as_well() {
+    let mut world = World::prepare("");
+    let path = world.dir.path().join("admin.sock");
+    world.admin_socket = Some(path.clone());
+    for _ in 0..2 {
+        world.start();
+        use std::os::unix::fs::PermissionsExt;
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(world.admin_address, Some(Address::Unix(path.clone())));
+        let mut admin = world.admin();
+        assert!(matches!(admin.ask(&AdminRequest::Status, &[]).0, AdminAnswer::Status(_)));
+        // A socket that a killed process leaves behind is no hindrance.
+        world.kill();
+    }
+    world.start();
+    assert_eq!(world.stop(), Some(0));
+    eventually("the socket is gone", || !path.exists());
+}
+
+#[test]
+fn the_doors_do_not_speak_each_others_protocol() {
+    let world = World::new();
+    let tls = ClientTls::new(&world.admin, Peer::Gateway(world.id()), ALPN_ADMIN).unwrap();
+    let refused = match tls.connect(world.address.as_ref().unwrap(), HANG) {
+        Err(_) => true,
+        Ok(mut channel) => !matches!(channel.receiver.recv(&mut Frame::new()), Ok(true)),
+    };
+    assert!(refused);
+}
+
+#[test]
+fn nonsense_is_answered_and_the_next_request_too() {
+    let world = World::new();
+    let mut admin = world.admin();
+    admin.send_raw(&[0xff; 40]);
+    assert!(matches!(admin.answer().0, AdminAnswer::Failed { kind: AdminFailure::Refused, .. }));
+    assert!(matches!(admin.ask(&AdminRequest::Status, &[]).0, AdminAnswer::Status(_)));
+}
