@@ -13,6 +13,14 @@ use strongroom_protocol::reply::{Failure, Outcome};
 
 use crate::engine::LockReply;
 
+/// Most locks held on one file. The table is searched from end to end, for all sessions under one mutex, and a fence must
+/// get at it too: what one file can cost is bounded here. Who may lock a file can keep others from it in any case.
+const MOST_HELD: usize = 4096;
+/// Most locks waited for on one file, for the same reason.
+const MOST_WAITING: usize = 256;
+/// Most owners that are looked at in search of a circle; a longer one is not noticed (fcntl(2) promises no more).
+const MOST_IN_CIRCLE: usize = 64;
+
 /// Who holds or wants a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Owner {
@@ -121,6 +129,11 @@ impl FileLocks {
         self.held.push(wanted);
     }
 
+    /// Whether taking this range away would leave more locks than there were.
+    fn splits(&self, owner: Owner, start: u64, end: u64) -> bool {
+        self.held.iter().any(|held| held.owner == owner && held.start < start && held.end > end)
+    }
+
     fn count(&self, session: u64) -> usize {
         self.held.iter().filter(|held| held.owner.session == session).count()
             + self.waiting.iter().filter(|waiting| waiting.wanted.owner.session == session).count()
@@ -134,11 +147,16 @@ impl FileLocks {
                 n += 1;
                 continue;
             }
-            let waiting = self.waiting.remove(n);
-            self.give(waiting.wanted);
-            due.push((waiting.reply, Outcome::Done));
-            // A downgrade may have let in somebody before.
-            n = 0;
+            let Waiting { wanted, reply, .. } = self.waiting.remove(n);
+            let gives_up =
+                |held: &Held| held.owner == wanted.owner && held.exclusive && held.overlaps(&wanted);
+            let downgrade = !wanted.exclusive && self.held.iter().any(gives_up);
+            self.give(wanted);
+            due.push((reply, Outcome::Done));
+            if downgrade {
+                // It may have let in somebody before.
+                n = 0;
+            }
         }
     }
 }
@@ -182,6 +200,9 @@ impl Table {
         while let Some(owner) = todo.pop() {
             if owner == wanted.owner {
                 return true;
+            }
+            if seen.len() >= MOST_IN_CIRCLE {
+                return false;
             }
             if !seen.insert(owner) {
                 continue;
@@ -248,18 +269,26 @@ impl Locks {
         let mut due = vec![];
         let mut table = self.table.lock();
         let wanted = Held::of(owner, lock);
+        let own = table.counts.get(&owner.session).copied().unwrap_or(0);
+        let file = table.files.get(&node);
+        let full = own >= how.most || file.is_some_and(|file| file.held.len() >= MOST_HELD);
         let asked = if lock.kind == LockKind::Unlock {
+            if full && file.is_some_and(|file| file.splits(owner, lock.start, lock.end)) {
+                return Asked::Refused(errno(Errno::NOLCK));
+            }
             table.with(node, &mut due, |file| file.cut(owner, lock.start, lock.end));
             Asked::Given
         } else if table.grace && !how.reclaim {
             Asked::Refused(Failure::Grace)
-        } else if table.counts.get(&owner.session).copied().unwrap_or(0) >= how.most {
+        } else if full {
             Asked::Refused(Failure::TooMany)
-        } else if table.files.get(&node).is_none_or(|file| file.blocker(&wanted).is_none()) {
+        } else if file.is_none_or(|file| file.blocker(&wanted).is_none()) {
             table.with(node, &mut due, |file| file.give(wanted));
             Asked::Given
         } else if how.wait.is_none() {
             Asked::Refused(errno(Errno::AGAIN))
+        } else if file.is_some_and(|file| file.waiting.len() >= MOST_WAITING) {
+            Asked::Refused(Failure::TooMany)
         } else if table.would_deadlock(node, &wanted) {
             Asked::Refused(errno(Errno::DEADLK))
         } else if let Some((request, later)) = how.wait {

@@ -59,7 +59,7 @@ pub struct SessionBounds {
 
 impl Default for SessionBounds {
     fn default() -> Self {
-        SessionBounds { handles: 16_384, nodes: 1_000_000, locks: 65_536 }
+        SessionBounds { handles: 16_384, nodes: 1_000_000, locks: 4096 }
     }
 }
 

@@ -400,11 +400,14 @@ impl<On> Permit<'_, On> {
         if !self.scope.engine.privileged {
             return Ok(Identity::own());
         }
-        let (uid, gid) = match self.ownership() {
-            Ownership::Preserve => (by.uid, by.gid),
-            Ownership::Single => self.scope.root.as_ref().ok_or(Refusal::STALE)?.owner,
-        };
-        Ok(Identity::become_user(uid, gid)?)
+        match self.ownership() {
+            Ownership::Preserve => Ok(Identity::become_user(by.uid, by.gid)?),
+            Ownership::Single => {
+                let (uid, gid) = self.scope.root.as_ref().ok_or(Refusal::STALE)?.owner;
+                // In a user namespace the owner may have no number here; then the files are the gateway's.
+                Ok(Identity::become_user(uid, gid).unwrap_or_else(|_| Identity::own()))
+            }
+        }
     }
 
     /// Permission bits as they are stored.

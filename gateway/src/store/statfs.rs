@@ -1,14 +1,13 @@
 //! Space and files: of the quota where there is one.
 
-use rustix::fs::{OFlags, fstatvfs};
+use rustix::fs::fstatvfs;
 use strongroom_protocol::reply::{Outcome, Statfs};
 
 use crate::gate::refusal::Checked;
 use crate::gate::{OnNode, Permit};
 
 pub(crate) fn statfs(permit: &Permit<'_, OnNode>) -> Checked<Outcome> {
-    let (fd, _) = permit.tree().open_node(permit.root()?, OFlags::RDONLY | OFlags::DIRECTORY)?;
-    let disk = fstatvfs(&fd)?;
+    let disk = fstatvfs(&*permit.tree().fd_of(permit.root()?)?)?;
     let block_size = u32::try_from(disk.f_frsize).unwrap_or(4096).max(1);
     let block = u64::from(block_size);
     let mut told = Statfs {

@@ -10,7 +10,8 @@ use super::node::Node;
 // Arrays have `Default` up to 32 members.
 const SHARDS: usize = 32;
 
-type Shard = HashMap<u64, Weak<Node>>;
+/// With the node's own number: at its end a node may not be where the reference points any more.
+type Shard = HashMap<u64, (u64, Weak<Node>)>;
 
 /// All nodes that anybody knows. Holds none alive: a node lives as long as a session, a handle or a child needs it.
 #[derive(Default)]
@@ -26,7 +27,7 @@ impl NodeMap {
 
     /// The node of an object if there is one.
     pub(crate) fn get(&self, ino: u64, generation: u64) -> Option<Arc<Node>> {
-        let node = self.shard(ino).get(&ino).and_then(Weak::upgrade);
+        let node = self.shard(ino).get(&ino).and_then(|(_, node)| node.upgrade());
         node.filter(|node| node.generation == generation)
     }
 
@@ -39,12 +40,12 @@ impl NodeMap {
         make: impl FnOnce() -> Arc<Node>,
     ) -> (Arc<Node>, bool) {
         let mut shard = self.shard(ino);
-        let old = shard.get(&ino).and_then(Weak::upgrade);
+        let old = shard.get(&ino).and_then(|(_, node)| node.upgrade());
         match old {
             Some(node) if node.generation == generation && !node.is_gone() => (node, false),
             other => {
                 let node = make();
-                shard.insert(ino, Arc::downgrade(&node));
+                shard.insert(ino, (node.id, Arc::downgrade(&node)));
                 // Its own end takes this lock.
                 drop(shard);
                 drop(other);
@@ -56,7 +57,7 @@ impl NodeMap {
     /// Takes out a node that has come to its end.
     pub(super) fn forget(&self, node: &Node) {
         let mut shard = self.shard(node.ino);
-        if shard.get(&node.ino).is_some_and(|weak| std::ptr::eq(weak.as_ptr(), node)) {
+        if shard.get(&node.ino).is_some_and(|(id, _)| *id == node.id) {
             shard.remove(&node.ino);
         }
     }

@@ -241,13 +241,14 @@ impl Tree {
         let dir = parent.dir().ok_or_else(|| Refusal::errno(Errno::NOTDIR))?;
         for _ in 0..3 {
             let version = dir.version.load(Ordering::SeqCst);
-            if version & 1 == 1 {
-                break;
-            }
             let stat = self.stat_at(fd, name)?;
+            // What is noted already needs no waiting for a change that is going on.
             let known = self.known(&stat).filter(|node| node.has_link(parent, name));
             if let Some(node) = known {
                 return Ok((node, stat));
+            }
+            if version & 1 == 1 {
+                break;
             }
             let _commit = dir.commit.lock();
             if dir.version.load(Ordering::SeqCst) == version {

@@ -1,5 +1,6 @@
 //! The engine on real directories, driven by operations as a door hands them in, under contracts from real signed chains.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+#![allow(clippy::result_large_err, reason = "answers are compared whole")]
 
 mod appending;
 mod basics;

@@ -233,9 +233,9 @@ struct Side {
 
 impl Side {
     fn learn(&mut self, node: Node, id: Id) {
-        if !self.nodes.iter().any(|(known, other)| (*known, *other) == (node, id)) {
-            self.nodes.push((node, id));
-        }
+        // A number may come back for another object; then it stands for that one.
+        self.nodes.retain(|(known, _)| *known != node);
+        self.nodes.push((node, id));
     }
 
     fn node(&self, n: usize) -> (Node, Id) {

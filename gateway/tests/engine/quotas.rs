@@ -48,9 +48,8 @@ fn what_is_there_counts_and_every_way_to_grow_is_bounded() {
     assert_eq!(guest.write(handle, 30, b"x"), FULL);
     assert_eq!(guest.write(handle, 1 << 40, b"x"), FULL);
     assert_eq!(guest.truncate(file.node, 31), FULL);
-    let allocate = |mode: i32, offset, length| {
-        guest.ask(&Op::Fallocate { handle, mode: mode as u32, offset, length })
-    };
+    let allocate =
+        |mode: i32, offset, length| guest.ask(&Op::Fallocate { handle, mode: mode as u32, offset, length });
     assert_eq!(allocate(0, 0, 31), FULL);
     assert_eq!(allocate(libc::FALLOC_FL_KEEP_SIZE, 0, 31), errno(libc::EOPNOTSUPP));
     assert_eq!(allocate(libc::FALLOC_FL_ZERO_RANGE, 0, 31), FULL);
@@ -150,12 +149,8 @@ fn attenuated_quotas_hold_together() {
     let mut contract = contract(vec![limited("a/b", Some(50), None)]);
     let outer = Quota { path: "a".parse().unwrap(), bytes: Some(100), files: None };
     contract.grants[0].quotas.insert(0, outer);
-    let session = strongroom_gateway::engine::EngineSession::new(
-        &world.engine,
-        &contract,
-        Default::default(),
-        &[],
-    );
+    let session =
+        strongroom_gateway::engine::EngineSession::new(&world.engine, &contract, Default::default(), &[]);
     let guest = Guest {
         engine: world.engine.clone(),
         session: session.into(),
@@ -230,7 +225,8 @@ fn step() -> impl Strategy<Value = Step> {
         dir().prop_map(Step::Rmdir),
         (dir(), file(), dir(), file(), any::<bool>()).prop_map(|(d, f, e, g, x)| Step::Rename(d, f, e, g, x)),
         (dir(), file()).prop_map(|(d, f)| Step::OpenAndUnlink(d, f)),
-        (dir(), file(), 0..5_u8, 0..3_u16, 1..3_u16).prop_map(|(d, f, m, o, l)| Step::Allocate(d, f, m, o, l)),
+        (dir(), file(), 0..5_u8, 0..3_u16, 1..3_u16)
+            .prop_map(|(d, f, m, o, l)| Step::Allocate(d, f, m, o, l)),
     ]
 }
 

@@ -68,7 +68,10 @@ fn root(guest: &Guest) -> Node {
     guest.root(0)
 }
 
-fn on_names() -> Vec<(&'static str, fn(&Guest) -> Op)> {
+/// Makes an operation of the nodes that a guest knows.
+type Make = fn(&Guest) -> Op;
+
+fn on_names() -> Vec<(&'static str, Make)> {
     vec![
         ("mkdir", |g| Op::Mkdir { parent: root(g), name: name("new"), mode: 0o755, by: BY }),
         ("mknod", |g| Op::Mknod { parent: root(g), name: name("new"), mode: 0o644, rdev: 0, by: BY }),
@@ -117,7 +120,8 @@ fn changes_of_names_run_once() {
 
 #[test]
 fn a_creation_that_ran_gives_back_the_creators_handle_and_nobody_elses() {
-    let make = |g: &Guest| Op::Create { parent: root(g), name: name("new"), mode: 0o644, flags: WRITE, by: BY };
+    let make =
+        |g: &Guest| Op::Create { parent: root(g), name: name("new"), mode: 0o644, flags: WRITE, by: BY };
     let mut crash = Crash::new(Rights::APPEND_ONLY);
     let before = crash.before(&make(&crash.guest), b"");
     created(crash.guest.ask(&make(&crash.guest)));
@@ -165,7 +169,10 @@ fn appended_bytes_are_looked_for() {
     }
     // At an offset, under append-only: run again, the file's own end would be in the way.
     let mut crash = Crash::new(Rights::APPEND_ONLY);
-    let at_end = |crash: &Crash| Op::Write { handle: opened(crash.guest.open(crash.guest.node(0, "f"), WRITE)), offset: 10 };
+    let at_end = |crash: &Crash| Op::Write {
+        handle: opened(crash.guest.open(crash.guest.node(0, "f"), WRITE)),
+        offset: 10,
+    };
     let op = at_end(&crash);
     let before = crash.before(&op, b"xyz");
     written(crash.guest.call(&op, b"xyz").0);
@@ -196,7 +203,11 @@ fn bytes_are_moved_once_and_attributes_set_once() {
     }
     for ran in [false, true] {
         let mut crash = Crash::new(Rights::READ_WRITE);
-        let set = |g: &Guest| Op::Setxattr { node: g.node(0, "f"), name_length: 6, flags: libc::XATTR_CREATE as u32 };
+        let set = |g: &Guest| Op::Setxattr {
+            node: g.node(0, "f"),
+            name_length: 6,
+            flags: libc::XATTR_CREATE as u32,
+        };
         assert_eq!(crash.outcome(ran, b"user.a1", set), ran.then_some(Outcome::Done));
         let remove = |g: &Guest| Op::Removexattr { node: g.node(0, "f") };
         if ran {
