@@ -54,12 +54,10 @@ impl Gateway {
             data,
             later: if session.strict { &strict_later } else { later },
         };
-        let served = if !data.is_empty() && !request.op.takes_data() {
-            failed(Failure::Malformed)
-        } else if request.op.needs_slot() {
+        let served = if request.op.needs_slot() {
             self.slotted(session, &admission, request, call, out)
         } else {
-            self.engine.serve(&session.engine, &admission, call, out)
+            self.serve(session, &admission, call, out)
         };
         // The operation has had its last effect. What follows may wait (for the disk of the audit trail), and a fence
         // need not wait for that.
@@ -86,6 +84,13 @@ impl Gateway {
             Some(path) => Some(self.recorded(session, &request.op, path, outcome)),
             None => Some(self.denied(session, &request.op, outcome)),
         }
+    }
+
+    fn serve(&self, session: &Session, admission: &Admission, call: Call<'_>, out: &mut ReplyBuf) -> Served {
+        if !call.data.is_empty() && !call.op.takes_data() {
+            return failed(Failure::Malformed);
+        }
+        self.engine.serve(&session.engine, admission, call, out)
     }
 
     fn slotted(
@@ -121,7 +126,7 @@ impl Gateway {
                 if noted.is_err() {
                     return failed(Failure::Errno(EIO));
                 }
-                match self.engine.serve(&session.engine, admission, call, out) {
+                match self.serve(session, admission, call, out) {
                     Served::Done(done) => done,
                     // Only locks wait, and they have no slot.
                     Served::Later => return Served::Later,

@@ -200,6 +200,7 @@ fn a_renewal_with_other_grants_ends_the_session_instead_of_changing_it() {
     // Narrower in one place, wider in another: neither reaches the live session.
     let other = Terms {
         id: ContractId::from_bytes([2; 16]),
+        not_before: terms.not_before + 1,
         grants: vec![
             grant("users/alice/Mail", "/Mail", Rights::READ_ONLY),
             grant("shared", "/shared", Rights::READ_WRITE),

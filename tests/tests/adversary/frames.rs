@@ -241,6 +241,7 @@ fn data_where_none_belongs_and_none_where_some_does() {
         let what = format!("{op:?}");
         match session.call(op) {
             Reply::Ok(Outcome::Data, data) => assert!(data.is_empty(), "{what}: {} bytes", data.len()),
+            Reply::Ok(Outcome::Written { count, .. }, _) => assert_eq!(count, 0, "{what}"),
             other => drop(other.failure()),
         }
     }
@@ -513,8 +514,27 @@ fn locks_without_end() {
             Reply::Gone => panic!("the connection was closed"),
         }
     }
-    let bounded = refused == Some(Failure::TooMany) || refused == Some(Failure::Errno(libc::ENOLCK as u16));
-    assert!(bounded, "{refused:?}");
+    let bounded = |failure| failure == Failure::TooMany || failure == Failure::Errno(libc::ENOLCK as u16);
+    assert!(refused.is_some_and(bounded), "{refused:?}");
+    // One lock on everything, out of which every other byte is given up, makes as many; another connection of the
+    // holder, so that the session is new.
+    session.bye();
+    let mut session = gateway.enter(&holder, &contract(&gateway, &holder));
+    let report = session.find(0, "report");
+    let handle = session.open(report, BOTH).handle();
+    let all = Lock { owner: 1, pid: 1, start: 0, end: u64::MAX, kind: LockKind::Exclusive };
+    session.call(Op::SetLock { handle, lock: all, wait: false, reclaim: false }).ok();
+    let refused = (0..20_000u64).find_map(|n| {
+        let lock = Lock { start: 2 * n + 1, end: 2 * n + 1, kind: LockKind::Unlock, ..all };
+        match session.call(Op::SetLock { handle, lock, wait: false, reclaim: false }) {
+            Reply::Ok(..) => None,
+            other => Some(other.failure()),
+        }
+    });
+    assert!(refused.is_some_and(bounded), "{refused:?}");
+    // All of it can be given up.
+    let none = Lock { kind: LockKind::Unlock, ..all };
+    session.call(Op::SetLock { handle, lock: none, wait: false, reclaim: false }).ok();
     assert!(gateway.peak_memory_kib() - calm < 64 * 1024);
     still_serves(&mut gateway);
 }

@@ -381,3 +381,52 @@ fn a_local_fence_lasts_until_the_next_deposit() {
     gateway.admin().deposit(&chain);
     gateway.enter(&holder, &chain);
 }
+
+#[test]
+fn sessions_that_open_while_it_is_revoked_are_cut_too() {
+    let (gateway, holder, terms) = world();
+    for round in 0..20u8 {
+        let terms = Terms { id: ContractId::from_bytes([round + 1; 16]), ..terms.clone() };
+        let chain = Chain::issue(&terms, &gateway.issuer).unwrap();
+        let bytes = chain.to_bytes().unwrap();
+        let revoked = AtomicBool::new(false);
+        let opened = AtomicU64::new(0);
+        let mut sessions = std::thread::scope(|scope| {
+            let opening: Vec<_> = (0..3)
+                .map(|_| {
+                    scope.spawn(|| {
+                        let mut sessions = vec![];
+                        while !revoked.load(Ordering::Acquire) {
+                            match gateway.greet(&holder, &bytes) {
+                                Greeting::Welcome(session) => sessions.push(*session),
+                                Greeting::Refused(refusal) => assert!(
+                                    matches!(
+                                        refusal.code,
+                                        RefusedCode::Revoked | RefusedCode::Busy | RefusedCode::NoSession
+                                    ),
+                                    "{refusal:?}"
+                                ),
+                                // Fenced between its opening and its welcome.
+                                Greeting::Gone => {}
+                            }
+                            opened.fetch_add(1, Ordering::Relaxed);
+                        }
+                        sessions
+                    })
+                })
+                .collect();
+            wait_for("sessions to be opened", || (opened.load(Ordering::Relaxed) > 3).then_some(()));
+            gateway.admin().revoke_contract(&gateway, terms.id);
+            revoked.store(true, Ordering::Release);
+            opening.into_iter().flat_map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+        });
+        assert!(!sessions.is_empty());
+        for session in &mut sessions {
+            let root = session.root(0);
+            let made = session.create(root, "after", BOTH);
+            assert!(matches!(made.refused(), None | Some(Failure::Fenced)));
+        }
+        assert!(gateway.admin().sessions().iter().all(|info| info.contract != terms.id));
+        assert!(!gateway.data("users/alice/Documents/after").exists());
+    }
+}
