@@ -424,8 +424,14 @@ impl Both {
                 if model.gone[id] || !model.is_dir(id) {
                     return;
                 }
-                let names: Vec<String> = model.dir(id).unwrap().keys().cloned().collect();
-                assert_eq!(side.guest.names(dir, 1000, id % 2 == 0), names);
+                let entries = model.dir(id).unwrap().clone();
+                let names: Vec<String> = entries.keys().cloned().collect();
+                let plus = id % 2 == 0;
+                assert_eq!(side.guest.names(dir, 1000, plus), names);
+                // With attributes, the guest was told of the nodes.
+                for (name, id) in entries.iter().filter(|_| plus) {
+                    side.learn(entry(side.guest.lookup(dir, name)).node, *id);
+                }
             }
             Step::Refresh => {
                 // What has a name is found by it, under the number that it has always had.
