@@ -374,3 +374,109 @@ impl Sink {
 fn append(path: &Path) -> std::io::Result<File> {
     OpenOptions::new().create(true).append(true).mode(0o600).open(path)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SystemClock;
+
+    fn open(dir: &Path, max: u64, keep: u32) -> Audit {
+        Audit::open(dir, max, keep, Arc::new(SystemClock)).unwrap()
+    }
+
+    fn lines(path: &Path) -> Vec<serde_json::Value> {
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        text.lines().filter(|line| !line.is_empty()).map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    fn record(text: &str) -> Record {
+        Record { event: "operation", text: Some(text.into()), ..Record::default() }
+    }
+
+    #[test]
+    fn a_strict_record_is_in_the_file_when_it_is_answered() {
+        let dir = tempfile::tempdir().unwrap();
+        let audit = open(dir.path(), 1 << 20, 2);
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let (audit, dir) = (&audit, dir.path());
+                scope.spawn(move || {
+                    for n in 0..20 {
+                        let text = format!("{thread}-{n}");
+                        audit.strict(record(&text)).unwrap();
+                        let there = lines(&dir.join("audit.jsonl"));
+                        assert!(there.iter().any(|line| line["text"] == *text));
+                    }
+                });
+            }
+        });
+        assert!(audit.healthy());
+    }
+
+    #[test]
+    fn a_trail_that_cannot_be_written_fails_strict_records_until_it_can() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("audit.jsonl");
+        std::os::unix::fs::symlink("/dev/full", &path).unwrap();
+        let audit = open(dir.path(), 1 << 20, 2);
+        audit.note(record("not strict: nobody waits"));
+        assert!(audit.strict(record("a")).is_err());
+        assert!(!audit.healthy());
+        assert!(audit.strict(record("b")).is_err());
+    }
+
+    #[test]
+    fn it_is_rotated_by_size_and_old_files_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let audit = open(dir.path(), 4096, 2);
+        for n in 0..200 {
+            audit.strict(record(&format!("{n} {}", "x".repeat(100)))).unwrap();
+        }
+        audit.stop();
+        let mut names: Vec<_> =
+            std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["audit.jsonl", "audit.jsonl.1", "audit.jsonl.2"]);
+        let all: Vec<_> = ["audit.jsonl.2", "audit.jsonl.1", "audit.jsonl"]
+            .iter()
+            .flat_map(|name| lines(&dir.path().join(name)))
+            .map(|line| line["text"].as_str().unwrap().split(' ').next().unwrap().parse::<u32>().unwrap())
+            .collect();
+        assert_eq!(*all.last().unwrap(), 199);
+        assert!(all.windows(2).all(|pair| pair[1] == pair[0] + 1), "in order and without a gap: {all:?}");
+        for name in names {
+            assert!(std::fs::metadata(dir.path().join(name)).unwrap().len() <= 4096);
+        }
+    }
+
+    #[test]
+    fn what_is_repeated_is_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let audit = open(dir.path(), 1 << 20, 2);
+        for _ in 0..1000 {
+            audit.count(Record { op: Some("read"), ..record("same") });
+        }
+        audit.count(Record { op: Some("write"), ..record("other") });
+        audit.stop();
+        let mut counts: Vec<_> = lines(&dir.path().join("audit.jsonl"))
+            .iter()
+            .map(|line| (line["op"].as_str().unwrap().to_owned(), line["count"].as_u64().unwrap_or(1)))
+            .collect();
+        counts.sort();
+        let total: u64 = counts.iter().filter(|(op, _)| op == "read").map(|(_, count)| count).sum();
+        assert_eq!(total, 1000);
+        assert!(counts.len() <= 6, "{counts:?}");
+    }
+
+    #[test]
+    fn half_a_line_left_by_a_crash_spoils_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("audit.jsonl");
+        std::fs::write(&path, b"{\"time_us\":1,\"ev").unwrap();
+        let audit = open(dir.path(), 1 << 20, 2);
+        audit.strict(record("next")).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let last: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        assert_eq!(last["text"], "next");
+    }
+}

@@ -494,3 +494,84 @@ fn kept(holder: &[u8; 32], row: (u64, u64, u64, &[u8])) -> Kept {
     let (generation, expires, last_used, chain) = row;
     Kept { holder: PublicKey::from_bytes(*holder), generation, expires, last_used, chain: chain.to_vec() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn app(name: &str) -> Application {
+        name.parse().unwrap()
+    }
+
+    fn gateway(n: u8) -> GatewayId {
+        GatewayId::from_bytes([n; 32])
+    }
+
+    #[test]
+    fn what_is_void_stays_void_and_generations_never_fall() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("ledger");
+        let id = ContractId::from_bytes([7; 16]);
+        let below = |n| Subject::Application { application: app("mail"), below_generation: n };
+        {
+            let ledger = Ledger::open(&file, &gateway(1), 0).unwrap();
+            for subject in [below(5), Subject::Contract(id), below(3)] {
+                ledger.commit(&[Change::Void { subject: &subject, at_us: 1, why: "test" }]).unwrap();
+            }
+            ledger.commit(&[Change::Accepted { application: &app("mail"), generation: 4 }]).unwrap();
+            assert_eq!(ledger.generations(&app("mail")), Generations { lowest: 5, highest: 4 });
+            // In memory only: holds now, and not after a crash.
+            ledger.void(&below(9));
+            assert_eq!(ledger.generations(&app("mail")).lowest, 9);
+            ledger.commit(&[Change::Fence { application: &app("editor"), at_us: 1 }]).unwrap();
+            ledger.commit(&[Change::Fence { application: &app("other"), at_us: 1 }]).unwrap();
+            ledger.commit(&[Change::Unfence(&app("other"))]).unwrap();
+        }
+        let ledger = Ledger::open(&file, &gateway(1), 0).unwrap();
+        assert_eq!(ledger.generations(&app("mail")), Generations { lowest: 5, highest: 4 });
+        let memory = ledger.memory.read();
+        assert!(memory.revoked.contains(&id));
+        assert_eq!(memory.fenced.iter().collect::<Vec<_>>(), ["editor"]);
+        drop(memory);
+        assert_eq!(ledger.counts().unwrap(), (0, 2));
+    }
+
+    #[test]
+    fn another_gateways_or_formats_ledger_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("ledger");
+        drop(Ledger::open(&file, &gateway(1), 0).unwrap());
+        assert!(matches!(Ledger::open(&file, &gateway(2), 0), Err(LedgerError::Gateway(_))));
+        {
+            let store = Database::create(&file).unwrap();
+            let write = store.begin_write().unwrap();
+            write.open_table(META).unwrap().insert("format", &b"strongroom ledger 2"[..]).unwrap();
+            write.commit().unwrap();
+        }
+        let error = Ledger::open(&file, &gateway(1), 0).err().unwrap();
+        assert!(error.to_string().contains("strongroom ledger 2"), "{error}");
+        std::fs::write(&file, b"not a ledger at all").unwrap();
+        assert!(matches!(Ledger::open(&file, &gateway(1), 0), Err(LedgerError::Store(_))));
+    }
+
+    #[test]
+    fn kept_contracts_are_forgotten_long_after_their_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("ledger");
+        let kept = |n: u8, expires| Kept {
+            holder: PublicKey::from_bytes([n; 32]),
+            generation: 1,
+            expires,
+            last_used: 0,
+            chain: vec![n; 10],
+        };
+        let ledger = Ledger::open(&file, &gateway(1), 0).unwrap();
+        ledger.commit(&[Change::Keep(&kept(1, 1000)), Change::Keep(&kept(2, 2000))]).unwrap();
+        ledger.used(&PublicKey::from_bytes([1; 32]), 77).unwrap();
+        assert_eq!(ledger.kept(&PublicKey::from_bytes([1; 32])).unwrap().unwrap().last_used, 77);
+        drop(ledger);
+        let ledger = Ledger::open(&file, &gateway(1), 1500 + KEEP_EXPIRED).unwrap();
+        let left: Vec<_> = ledger.all_kept().unwrap().iter().map(|kept| kept.expires).collect();
+        assert_eq!(left, [2000]);
+    }
+}

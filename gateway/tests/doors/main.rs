@@ -8,6 +8,7 @@ mod fencing;
 mod layout;
 mod pipelining;
 mod restarts;
+mod strict;
 mod support;
 mod terms;
 mod welcome;
