@@ -7,7 +7,7 @@ use strongroom_protocol::name::Name;
 use strongroom_protocol::op::Op;
 use strongroom_protocol::reply::Outcome;
 
-use super::{Caller, Fs, Told};
+use super::{Caller, Fs, PERMISSIONS, Told};
 use crate::errno::{Ended, errno, of_name};
 use crate::state::OpenFile;
 use crate::transport::{Answer, Payload};
@@ -93,6 +93,7 @@ impl Fs {
             (_, Err(error)) => return done(Err(of_name(error))),
         };
         let flags = open_flags(flags);
+        let mode = mode & PERMISSIONS;
         let op = Op::Create { parent, name: name.clone(), mode, flags, by: caller.credentials() };
         let fs = self.clone();
         let read = move |answer: Answer<'_>| match answer.outcome {

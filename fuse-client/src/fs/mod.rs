@@ -295,7 +295,8 @@ impl Fs {
             file.or_else(|| self.state.handles.lock().of_node(node, |file| file.created)).map(Handle);
         let single = self.ownership(node) == Ownership::Single;
         let set = SetAttr {
-            mode: change.mode,
+            // The kernel sends the file type along.
+            mode: change.mode.map(|mode| mode & PERMISSIONS),
             // To "change" the owner to the one that is shown is no change.
             uid: change.uid.filter(|uid| !(single && *uid == self.shown.uid)),
             gid: change.gid.filter(|gid| !(single && *gid == self.shown.gid)),
@@ -388,6 +389,9 @@ impl Fs {
         self.ask(caller, Op::Statfs { node }, Payload::default(), read, done);
     }
 }
+
+/// The bits of a mode that can be changed (chmod(2)).
+const PERMISSIONS: u32 = 0o7777;
 
 const NO_SPACE: Statfs =
     Statfs { block_size: 4096, blocks: 0, free: 0, files: 0, files_free: 0, name_max: 255 };

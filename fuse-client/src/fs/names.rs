@@ -5,7 +5,7 @@ use strongroom_protocol::attr::Node;
 use strongroom_protocol::name::{MAX_PATH, Name};
 use strongroom_protocol::op::{Op, RenameMode};
 
-use super::{Caller, Fs, Told, entry};
+use super::{Caller, Fs, PERMISSIONS, Told, entry};
 use crate::errno::of_name;
 use crate::transport::{Answer, Payload};
 
@@ -44,6 +44,7 @@ impl Fs {
         done: impl FnOnce(Result<Told, Errno>) + Send + 'static,
     ) {
         let by = caller.credentials();
+        let mode = mode & PERMISSIONS;
         let op = |parent, name| Op::Mkdir { parent, name, mode, by };
         self.make(caller, (parent, name), Payload::default(), op, done);
     }

@@ -340,13 +340,13 @@ fn the_handle_that_created_a_file_vouches_for_its_attributes() {
     let root = bench.root(0);
     bench.outcome(Outcome::Created(Handle(9), entry_of(0, 6, libc::S_IFREG | 0o600)));
     let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL;
-    let (told, opened) = wait(|done| bench.fs.create(ME, (root, b"new"), 0o600, flags, done)).unwrap();
+    let (told, opened) =
+        wait(|done| bench.fs.create(ME, (root, b"new"), libc::S_IFREG | 0o600, flags, done)).unwrap();
     bench.outcome(Outcome::Attr(attr(6, libc::S_IFREG | 0o644)));
-    let change = Change { mode: Some(0o644), ..Change::default() };
+    let change = Change { mode: Some(libc::S_IFREG | 0o644), ..Change::default() };
     wait(|done| bench.fs.setattr(ME, told.attr.ino.0, None, change, done)).unwrap();
-    assert!(
-        matches!(bench.last_asked(), Op::Setattr { handle: Some(handle), .. } if handle == Handle(opened.file))
-    );
+    let Op::Setattr { handle, set, .. } = bench.last_asked() else { panic!("not asked") };
+    assert_eq!((handle, set.mode), (Some(Handle(opened.file)), Some(0o644)));
 }
 
 #[test]
