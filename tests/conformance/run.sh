@@ -59,7 +59,7 @@ port=$(( 20000 + RANDOM % 20000 ))
 export STRONGROOM_DIR="$work/admin"
 contract init "$work/admin" --interface lo --network 127.0.0.0/8 --address 127.0.0.1:$port \
   --admin-interface lo --admin-network 127.0.0.0/8 --admin 127.0.0.1:$((port + 1)) \
-  --data "$work/data" --state "$work/state" --no-sample-policy >"$work/log"
+  --data "$work/data" --state "$work/state" --no-sample-policy >"$work/log" 2>&1
 # Keep setuid bits and device nodes as metadata: the suite tests them (docs/adr/0005).
 printf '\n[store]\nspecial-files = "store"\n' >> "$work/admin/gateway/gateway.toml"
 mkdir -p "$work/admin/policy.d"
@@ -73,13 +73,13 @@ mount = "/suite"
 rights = "read-write"
 ownership = "preserve"
 POLICY
-strongroom-gateway --config "$work/admin/gateway/gateway.toml" 2>"$work/gateway.log" &
+strongroom-gateway --config "$work/admin/gateway/gateway.toml" >"$work/gateway.log" 2>&1 &
 gateway_pid=$!
-until grep -q 'listening on' "$work/gateway.log"; do
+until grep -q "administrators at" "$work/gateway.log"; do
   kill -0 $gateway_pid 2>/dev/null || { cat "$work/gateway.log" >&2; exit 1; }
   sleep 0.05
 done
-contract keygen --out "$work/holder.key" > "$work/holder.pub"
+contract keygen --out "$work/holder.key" >>"$work/log" 2>&1
 contract grant suite --holder "$(cat "$work/holder.pub")" --out "$work/suite.contract" >>"$work/log"
 mount.strongroom "$work/suite.contract" "$work/mnt" \
   -o key="$work/holder.key",gateway=127.0.0.1:$port,allow_other,dev,suid,exec,log="$work/mount.log"
