@@ -4,7 +4,7 @@
 #   make demo         the story, step by step: grant, work, attack, revoke, reissue
 #   make test         unit tests, tests in the lab, conformance suites
 #   make check        what to run before a commit: format, lints, unit and doc tests, docs, licences
-#   make bench        the mount beside sshfs and a local FUSE passthrough, as a table
+#   make bench        the mount beside sshfs and a local FUSE passthrough, as a table; revocation under load; contracts
 #   make conformance  pjdfstest and fsx on a real mount (as root)
 #   make soak         the conformance suites with many seeds, and the long tests
 #   make install      to $(DESTDIR)$(PREFIX)/bin, the helper of mount(8) to $(DESTDIR)/sbin, unit files to /etc
@@ -61,6 +61,7 @@ bench: need-bench
 	$(BUILD) -p strongroom-tests -p strongroom-benches --bins
 	@$(LINK)
 	$(BIN)/bench $(BENCH_ARGS)
+	$(BIN)/revoke $(REVOKE_ARGS)
 	$(CARGO) bench --locked -p strongroom-benches --bench verify
 
 conformance: need-test

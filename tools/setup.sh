@@ -30,7 +30,7 @@ for group; do
     test) need git git; need hg mercurial; need sqlite3 sqlite3; need rsync rsync; need tar tar; need setfattr attr
       need pgrep procps; need python3 python3
       tool pjdfstest 0.2.2; tool fsx 0.3.2;;
-    bench) need sshfs sshfs; need sshd openssh-server; need ssh openssh-client; need git git; need sqlite3 sqlite3
+    bench) need sshfs sshfs; need bindfs bindfs; need sshd openssh-server; need ssh openssh-client; need git git; need sqlite3 sqlite3
       need tar tar; need find findutils; need grep grep;;
     check) tool cargo-deny 0.20.2;;
     *) echo "setup: there is no group \`$group\`: build, lab, test, bench, check" >&2; exit 2;;
