@@ -53,6 +53,7 @@ demo: lab
 test: need-test
 	$(BUILD) -p strongroom-tests --bins
 	@$(LINK)
+	$(CARGO) build --workspace --locked --bins
 	$(CARGO) test --workspace --locked
 	@if [ "$$(id -u)" = 0 ]; then $(MAKE) --no-print-directory run-conformance; \
 	else echo "make test: pjdfstest needs root and was left out; run it with: sudo make conformance"; fi
