@@ -1,4 +1,4 @@
-//! `lab`: whole Strongroom installations on one machine. See the library's `lab` module for what a lab is.
+//! `lab`: whole Strongroom installations on one machine.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
