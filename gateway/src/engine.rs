@@ -35,7 +35,7 @@ use strongroom_contracts::chain::EffectiveGrant;
 use strongroom_protocol::attr;
 use strongroom_protocol::hello::GrantInfo;
 use strongroom_protocol::op::Op;
-use strongroom_protocol::reply::Outcome;
+use strongroom_protocol::reply::{Failure, Outcome};
 
 pub use crate::gate::{Admission, Turnstile};
 pub use types::*;
@@ -58,6 +58,16 @@ pub(crate) struct Shared {
     /// When it was opened, in the form of a generation.
     pub(crate) started: u64,
     sessions: AtomicU64,
+}
+
+/// An fsync(2) that was let in.
+pub struct Syncing(store::fsync::Letin);
+
+impl Syncing {
+    /// Carries it out. It changes nothing that anybody could read.
+    pub fn run(self) -> Outcome {
+        self.0.run().unwrap_or_else(|refusal| Outcome::Failed(refusal.failure()))
+    }
 }
 
 /// Carries out operations below one data root.
@@ -130,6 +140,25 @@ impl Engine {
             return None;
         }
         dispatch::serve(&self.gate(session, admission, true), call, out)
+    }
+
+    /// Lets an fsync(2) in, which then runs without its admission: a fence need not wait for the disk.
+    ///
+    /// # Errors
+    /// Why it is not let in.
+    pub fn begin_fsync(
+        &self,
+        session: &EngineSession,
+        admission: &Admission,
+        handle: attr::Handle,
+        data_only: bool,
+    ) -> Result<Syncing, Failure> {
+        let op = Op::Fsync { handle, data_only };
+        let permit = self.gate(session, admission, false).handle(&op, handle);
+        let begun = permit.map(|permit| Syncing(store::fsync::begin(&permit, data_only)));
+        let begun = begun.map_err(|refusal| refusal.failure());
+        session.count(&begun.as_ref().err().map_or(Outcome::Done, |failure| Outcome::Failed(*failure)), 0);
+        begun
     }
 
     /// What to note before a slotted operation runs. Cheap for operations that can simply run again.
@@ -267,7 +296,7 @@ impl EngineSession {
 
     pub(crate) fn count(&self, outcome: &Outcome, data: usize) {
         match outcome {
-            Outcome::Failed(strongroom_protocol::reply::Failure::Denied { .. }) => {
+            Outcome::Failed(Failure::Denied { .. }) => {
                 self.denied.fetch_add(1, Ordering::Relaxed);
             }
             _ => {

@@ -22,6 +22,8 @@ use crate::session::Session;
 
 /// Connections of administrators at a time.
 const MAX_CONNECTIONS: usize = 32;
+/// The nice value of administrators' threads, and of those that they start.
+const PRIORITY: i32 = -10;
 /// How long an administrator's connection may be quiet.
 const IDLE: Duration = Duration::from_secs(600);
 
@@ -78,6 +80,8 @@ impl AdminDoor {
         let door = self.clone();
         let run = move || {
             let _open = open;
+            // A revocation must not queue behind the guests that it is about. Without the privilege it does.
+            let _ = rustix::process::setpriority_process(None, PRIORITY);
             door.serve(socket, from);
         };
         if let Err(error) = std::thread::Builder::new().name("admin".into()).spawn(run) {

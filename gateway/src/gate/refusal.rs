@@ -23,6 +23,14 @@ pub(crate) enum Refusal {
 pub(crate) type Checked<T> = Result<T, Refusal>;
 
 impl Refusal {
+    /// As the client is told, where nothing has to be counted and waiting is allowed.
+    pub(crate) fn failure(&self) -> Failure {
+        match self {
+            Refusal::Failed(failure) => *failure,
+            Refusal::Count(_) | Refusal::WouldBlock => Failure::Errno(libc::EAGAIN as u16),
+        }
+    }
+
     /// A system error.
     pub(crate) fn errno(errno: Errno) -> Refusal {
         // Linux error numbers are 1 to 4095.

@@ -7,7 +7,7 @@ use strongroom_protocol::op::{Op, Request};
 use strongroom_protocol::reply::{Failure, Outcome};
 
 use crate::audit::Record;
-use crate::engine::{Admission, Call, Done, LockReply, ReplyBuf, Served};
+use crate::engine::{Admission, Call, Done, LockReply, ReplyBuf, Served, Syncing};
 use crate::gateway::Gateway;
 use crate::session::Session;
 use crate::session::rates::Cost;
@@ -54,6 +54,12 @@ impl Gateway {
             data,
             later: if session.strict { &strict_later } else { later },
         };
+        if let (Op::Fsync { handle, data_only }, true) = (&request.op, data.is_empty()) {
+            let begun = self.engine.begin_fsync(&session.engine, &admission, *handle, *data_only);
+            drop(admission);
+            let outcome = begun.map_or_else(Outcome::Failed, Syncing::run);
+            return Some(self.finish(session, &request.op, path, outcome));
+        }
         let served = if request.op.needs_slot() {
             self.slotted(session, &admission, request, call, out)
         } else {
@@ -80,9 +86,14 @@ impl Gateway {
         if matches!(request.op, Op::Forget) {
             return None;
         }
+        Some(self.finish(session, &request.op, path, outcome))
+    }
+
+    /// Records what the contract and the outcome ask for. `path`: what it is about, under `audit = "strict"`.
+    fn finish(&self, session: &Session, op: &Op, path: Option<String>, outcome: Outcome) -> Outcome {
         match path {
-            Some(path) => Some(self.recorded(session, &request.op, path, outcome)),
-            None => Some(self.denied(session, &request.op, outcome)),
+            Some(path) => self.recorded(session, op, path, outcome),
+            None => self.denied(session, op, outcome),
         }
     }
 

@@ -1,16 +1,39 @@
 //! Bringing a file or directory to stable storage.
 
+use std::sync::Arc;
+
 use strongroom_protocol::reply::Outcome;
 
 use crate::gate::refusal::Checked;
 use crate::gate::{OnHandle, Permit};
+use crate::handles::Open;
+
+/// A sync that was let in and has not run.
+///
+/// The one thing that may go on without its permit: it brings to the disk what was written under other permits and
+/// changes nothing that anybody could read. A fence that had to wait for the disk would be slow just when a guest writes
+/// much.
+pub(crate) struct Letin {
+    open: Arc<Open>,
+    data_only: bool,
+}
 
 pub(crate) fn fsync(permit: &Permit<'_, OnHandle>, data_only: bool) -> Checked<Outcome> {
-    let file = permit.target().file()?;
-    if data_only {
-        rustix::fs::fdatasync(file)?
-    } else {
-        rustix::fs::fsync(file)?
-    };
-    Ok(Outcome::Done)
+    begin(permit, data_only).run()
+}
+
+pub(crate) fn begin(permit: &Permit<'_, OnHandle>, data_only: bool) -> Letin {
+    Letin { open: Arc::clone(permit.target()), data_only }
+}
+
+impl Letin {
+    pub(crate) fn run(&self) -> Checked<Outcome> {
+        let file = self.open.file()?;
+        if self.data_only {
+            rustix::fs::fdatasync(file)?
+        } else {
+            rustix::fs::fsync(file)?
+        };
+        Ok(Outcome::Done)
+    }
 }

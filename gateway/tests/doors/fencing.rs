@@ -56,7 +56,11 @@ fn nothing_changes_after_the_receipt() {
                     let mut fenced = false;
                     while !stop.load(Ordering::Relaxed) && !fenced {
                         let (id, outcome) = client.reply();
+                        if offset % (64 * 4096) == 0 {
+                            client.send_in(0, Op::Fsync { handle, data_only: false }, &[]);
+                        }
                         match outcome {
+                            Outcome::Done => {}
                             Outcome::Written { .. } => {
                                 writes[n].fetch_add(1, Ordering::SeqCst);
                                 offset += 4096;
