@@ -270,7 +270,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let inner = dir.path().join("a/b");
         fs::create_dir_all(&inner).unwrap();
-        fs::set_permissions(dir.path().join("a"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(dir.path().join("a"), fs::Permissions::from_mode(0o000)).unwrap();
         remove_tree(&dir.path().join("a")).unwrap();
         assert!(!dir.path().join("a").exists());
         remove_tree(&dir.path().join("a")).unwrap();
