@@ -1,0 +1,393 @@
+//! The transport against a gateway of a few lines that speaks the real protocol over real TLS and does just what each test
+//! says: answers, keeps silent, hangs up, forgets.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+
+use std::net::TcpListener;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use strongroom_channel::{Address, Channel, ClientTls, Frame, Peer, ServerTls, Socket};
+use strongroom_contracts::{
+    Audit, Chain, ContractId, Grant, Ownership, PolicyDigest, Rights, SecretKey, SessionLimits, Terms, armour,
+};
+use strongroom_fuse_client::contract::ContractFile;
+use strongroom_fuse_client::errno::Ended;
+use strongroom_fuse_client::journal::Journal;
+use strongroom_fuse_client::state::State;
+use strongroom_fuse_client::transport::{Call, Carrier, OpenError, Payload, Settings, Transport};
+use strongroom_protocol::attr::Node;
+use strongroom_protocol::codec;
+use strongroom_protocol::hello::{Answer, GrantInfo, Hello, Refused, RefusedCode, SessionId, Welcome};
+use strongroom_protocol::name::Name;
+use strongroom_protocol::op::{Op, Request};
+use strongroom_protocol::reply::{Event, Failure, FenceReason, FromGateway, Outcome};
+
+/// Only against hanging for ever.
+const HANG: Duration = Duration::from_secs(60);
+
+/// The gateway's side: accepts connections one by one.
+struct Door {
+    listener: TcpListener,
+    tls: ServerTls,
+}
+
+/// A connection after its hello.
+struct Visitor {
+    channel: Channel,
+    frame: Frame,
+    hello: Hello,
+    chain: Vec<u8>,
+}
+
+impl Door {
+    fn take(&self) -> Visitor {
+        let (socket, _) = self.listener.accept().unwrap();
+        let mut channel = self.tls.accept(Socket::Tcp(socket), HANG).unwrap();
+        channel.receiver.set_timeout(Some(HANG)).unwrap();
+        let mut frame = Frame::new();
+        assert!(channel.receiver.recv(&mut frame).unwrap(), "no hello");
+        let hello = codec::decode_header(frame.header()).unwrap();
+        let chain = frame.data().to_vec();
+        Visitor { channel, frame, hello, chain }
+    }
+}
+
+impl Visitor {
+    fn answer(&self, answer: &Answer, data: &[u8]) {
+        let mut header = vec![];
+        codec::encode_header(answer, &mut header).unwrap();
+        self.channel.sender.send(&header, data).unwrap();
+    }
+
+    fn send(&self, message: &FromGateway) {
+        let mut header = vec![];
+        codec::encode_header(message, &mut header).unwrap();
+        self.channel.sender.send(&header, &[]).unwrap();
+    }
+
+    fn welcome(&self, boot: u64, resumed: bool) {
+        let welcome = Welcome {
+            session: SessionId([7; 16]),
+            boot,
+            resumed,
+            slots: 2,
+            in_flight: 16,
+            connections: 1,
+            contract: ContractId::from_bytes([1; 16]),
+            generation: 1,
+            application: "mail".into(),
+            expires: 4_000_000_000,
+            now: 0,
+        };
+        let grants = vec![GrantInfo {
+            mount: "/Mail".parse().unwrap(),
+            rights: Rights::READ_WRITE,
+            ownership: Ownership::Single,
+            root: None,
+        }];
+        self.answer(&Answer::Welcome(welcome), &codec::encode_list(&grants).unwrap());
+    }
+
+    fn refuse(&self, code: RefusedCode) {
+        self.answer(&Answer::Refused(Refused { code, text: format!("{code:?}") }), &[]);
+    }
+
+    fn request(&mut self) -> Request {
+        assert!(self.channel.receiver.recv(&mut self.frame).unwrap(), "the client hung up");
+        codec::decode_header(self.frame.header()).unwrap()
+    }
+
+    fn reply(&self, id: u64, outcome: Outcome) {
+        self.send(&FromGateway::Reply { id, outcome });
+    }
+
+    fn event(&self, event: Event) {
+        self.send(&FromGateway::Event(event));
+    }
+}
+
+struct Setup {
+    _dir: tempfile::TempDir,
+    settings: Settings,
+    door: Door,
+}
+
+fn setup(deadline: Option<Duration>, fetch: bool) -> Setup {
+    let (issuer, gateway, holder) =
+        (SecretKey::generate().unwrap(), SecretKey::generate().unwrap(), SecretKey::generate().unwrap());
+    let terms = Terms {
+        version: strongroom_contracts::terms::VERSION,
+        id: ContractId::from_bytes([1; 16]),
+        issuer: issuer.public().id(),
+        application: "mail".parse().unwrap(),
+        holder: holder.public(),
+        gateway: gateway.public().gateway_id(),
+        generation: 1,
+        not_before: 0,
+        expires: 4_000_000_000,
+        grants: vec![Grant {
+            data: "users/alice/Mail".parse().unwrap(),
+            mount: "/Mail".parse().unwrap(),
+            rights: Rights::READ_WRITE,
+            quota_bytes: None,
+            quota_files: None,
+            max_file_bytes: None,
+            undo_secs: 0,
+            ownership: Ownership::Single,
+        }],
+        limits: SessionLimits::default(),
+        networks: None,
+        audit: Audit::Normal,
+        policy: PolicyDigest::of(""),
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("contract");
+    std::fs::write(&path, armour::write(&Chain::issue(&terms, &issuer).unwrap()).unwrap()).unwrap();
+    let contract = ContractFile::read(&path, holder.public(), &dir.path().join("holder.key")).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let settings = Settings {
+        tls: ClientTls::new(&holder, Peer::Gateway(contract.gateway()), strongroom_protocol::ALPN_NATIVE)
+            .unwrap(),
+        gateway: Address::Tcp(listener.local_addr().unwrap()),
+        contract,
+        fetch,
+        connections: 1,
+        deadline,
+        journal: Journal::default(),
+    };
+    let tls = ServerTls::new(&gateway, &[strongroom_protocol::ALPN_NATIVE]).unwrap();
+    Setup { _dir: dir, settings, door: Door { listener, tls } }
+}
+
+type Told = mpsc::Receiver<Result<Outcome, Ended>>;
+
+fn ask(transport: &Transport, op: Op) -> Told {
+    let (tell, told) = mpsc::channel();
+    let done = Box::new(move |result: Result<strongroom_fuse_client::transport::Answer<'_>, Ended>| {
+        tell.send(result.map(|answer| answer.outcome)).unwrap();
+    });
+    transport.submit(Call { op, data: Payload::default(), pid: 0, done });
+    told
+}
+
+const ROOT: Node = Node { grant: 0, ino: 9 };
+
+fn unlink(name: &str) -> Op {
+    Op::Unlink { parent: ROOT, name: Name::new(name.as_bytes()).unwrap() }
+}
+
+/// Runs a gateway's script beside a client that has got its first welcome.
+fn with(
+    setup: Setup,
+    script: impl FnOnce(&Door, Visitor) + Send,
+    client: impl FnOnce(&Transport, &Arc<State>),
+) {
+    let Setup { _dir, settings, door } = setup;
+    let state = Arc::new(State::default());
+    std::thread::scope(|scope| {
+        let gateway = scope.spawn(move || {
+            let first = door.take();
+            assert_eq!((first.hello.resume, first.hello.wait), (None, false));
+            assert!(!first.chain.is_empty());
+            first.welcome(1, false);
+            script(&door, first);
+        });
+        let transport = Transport::open(settings, state.clone()).unwrap();
+        client(&transport, &state);
+        gateway.join().unwrap();
+        transport.close();
+    });
+}
+
+#[test]
+fn a_request_is_sent_again_under_its_number_after_a_lost_connection() {
+    let script = |door: &Door, mut first: Visitor| {
+        let before = first.request();
+        first.channel.closer.close();
+        let mut second = door.take();
+        assert_eq!(second.hello.resume, Some(SessionId([7; 16])));
+        second.welcome(1, true);
+        let again = second.request();
+        assert_eq!(again, before);
+        assert_eq!(before.slot.sequence, 1);
+        second.reply(again.id, Outcome::Done);
+        let next = second.request();
+        assert_eq!((next.slot.index, next.slot.sequence), (again.slot.index, 2));
+        second.reply(next.id, Outcome::Done);
+    };
+    with(setup(None, true), script, |transport, _| {
+        assert_eq!(ask(transport, unlink("a")).recv_timeout(HANG).unwrap(), Ok(Outcome::Done));
+        assert_eq!(ask(transport, unlink("b")).recv_timeout(HANG).unwrap(), Ok(Outcome::Done));
+    });
+}
+
+#[test]
+fn what_cannot_be_known_in_another_session_is_not_done_twice() {
+    let script = |door: &Door, mut first: Visitor| {
+        let unlink = first.request();
+        assert!(matches!(unlink.op, Op::Unlink { .. }));
+        assert!(matches!(first.request().op, Op::Getattr { .. }));
+        first.channel.closer.close();
+        let resuming = door.take();
+        resuming.refuse(RefusedCode::NoSession);
+        let mut second = door.take();
+        assert_eq!(second.hello.resume, None);
+        second.welcome(2, false);
+        let again = second.request();
+        assert!(matches!(again.op, Op::Getattr { .. }), "{again:?}");
+        second.reply(again.id, Outcome::Done);
+    };
+    with(setup(None, true), script, |transport, _| {
+        let removed = ask(transport, unlink("a"));
+        let looked = ask(transport, Op::Getattr { node: ROOT, handle: None });
+        assert_eq!(removed.recv_timeout(HANG).unwrap(), Err(Ended::Lost));
+        assert_eq!(looked.recv_timeout(HANG).unwrap(), Ok(Outcome::Done));
+    });
+}
+
+#[test]
+fn requests_wait_for_a_slot_and_others_pass_them() {
+    let script = |_: &Door, mut first: Visitor| {
+        let (one, two) = (first.request(), first.request());
+        let passing = first.request();
+        assert!(matches!(passing.op, Op::Getattr { .. }), "{passing:?}");
+        first.reply(passing.id, Outcome::Done);
+        first.reply(two.id, Outcome::Done);
+        let three = first.request();
+        assert_eq!((three.slot.index, three.slot.sequence), (two.slot.index, 2));
+        first.reply(one.id, Outcome::Done);
+        first.reply(three.id, Outcome::Done);
+    };
+    with(setup(None, true), script, |transport, _| {
+        let slotted = ["a", "b", "c"].map(|name| ask(transport, unlink(name)));
+        let passing = ask(transport, Op::Getattr { node: ROOT, handle: None });
+        for told in slotted.into_iter().chain([passing]) {
+            assert_eq!(told.recv_timeout(HANG).unwrap(), Ok(Outcome::Done));
+        }
+    });
+}
+
+#[test]
+fn a_fence_ends_everything_at_once_and_another_contract_heals() {
+    let (heal, healed) = mpsc::channel::<()>();
+    let script = move |door: &Door, mut first: Visitor| {
+        first.request();
+        first.event(Event::Fenced(FenceReason::Revoked));
+        let waiting = door.take();
+        assert!(waiting.hello.wait && waiting.hello.resume.is_none() && waiting.chain.is_empty());
+        healed.recv_timeout(HANG).unwrap();
+        waiting.welcome(1, false);
+        let mut second = waiting;
+        let request = second.request();
+        assert_eq!(request.slot.sequence, 1, "slots begin anew");
+        second.reply(request.id, Outcome::Done);
+    };
+    with(setup(None, true), script, |transport, _| {
+        assert_eq!(ask(transport, unlink("a")).recv_timeout(HANG).unwrap(), Err(Ended::Void));
+        assert_eq!(transport.barred(), Some(Ended::Void));
+        assert_eq!(ask(transport, unlink("b")).try_recv().unwrap(), Err(Ended::Void), "at once");
+        heal.send(()).unwrap();
+        let start = Instant::now();
+        while transport.barred().is_some() {
+            assert!(start.elapsed() < HANG);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(ask(transport, unlink("c")).recv_timeout(HANG).unwrap(), Ok(Outcome::Done));
+    });
+}
+
+#[test]
+fn a_superseded_session_refuses_nothing() {
+    let script = |door: &Door, mut first: Visitor| {
+        let request = first.request();
+        first.event(Event::Fenced(FenceReason::Superseded));
+        first.reply(request.id, Outcome::Failed(Failure::Fenced));
+        first.channel.closer.close();
+        let mut second = door.take();
+        assert_eq!(second.hello.resume, None);
+        second.welcome(1, false);
+        let again = second.request();
+        assert!(matches!(again.op, Op::Unlink { .. }));
+        second.reply(again.id, Outcome::Done);
+    };
+    with(setup(None, true), script, |transport, _| {
+        assert_eq!(ask(transport, unlink("a")).recv_timeout(HANG).unwrap(), Ok(Outcome::Done));
+    });
+}
+
+#[test]
+fn a_deadline_ends_waiting() {
+    let (end, ended) = mpsc::channel::<()>();
+    let script = move |_: &Door, mut first: Visitor| {
+        first.request();
+        // Silent until the client has given up.
+        ended.recv_timeout(HANG).unwrap();
+    };
+    with(setup(Some(Duration::from_secs(1)), true), script, |transport, _| {
+        assert_eq!(ask(transport, unlink("a")).recv_timeout(HANG).unwrap(), Err(Ended::Deadline));
+        end.send(()).unwrap();
+    });
+}
+
+#[test]
+fn a_forgotten_node_is_found_by_its_path_and_asked_for_again() {
+    let script = |_: &Door, mut first: Visitor| {
+        let request = first.request();
+        first.reply(request.id, Outcome::Failed(Failure::Stale));
+        let resolve = first.request();
+        assert_eq!(resolve.op, Op::Resolve { grant: 0, ino: 10 });
+        assert_eq!(first.frame.data(), b"d");
+        first.reply(resolve.id, Outcome::Done);
+        let again = first.request();
+        assert_eq!(again.op, request.op);
+        assert_ne!(again.slot, request.slot, "the first was answered");
+        first.reply(again.id, Outcome::Done);
+    };
+    with(setup(None, true), script, |transport, state| {
+        let node = Node { grant: 0, ino: 10 };
+        state.nodes.lock().tell_root(ROOT, 0);
+        state.nodes.lock().tell_named(node, 0, ROOT, Name::new(b"d").unwrap());
+        let op = Op::Rmdir { parent: node, name: Name::new(b"x").unwrap() };
+        assert_eq!(ask(transport, op).recv_timeout(HANG).unwrap(), Ok(Outcome::Done));
+    });
+}
+
+#[test]
+fn closing_says_goodbye_and_leaves_nobody_waiting() {
+    let script = |_: &Door, mut first: Visitor| {
+        first.request();
+        assert_eq!(first.request().op, Op::Bye);
+    };
+    with(setup(None, true), script, |transport, _| {
+        let told = ask(transport, unlink("a"));
+        transport.close();
+        assert_eq!(told.recv_timeout(HANG).unwrap(), Err(Ended::Closing));
+    });
+}
+
+#[test]
+fn a_void_contract_file_is_made_good_by_what_the_gateway_keeps() {
+    for (fetch, fine) in [(true, true), (false, false)] {
+        let Setup { _dir, settings, door } = setup(None, fetch);
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let file = door.take();
+                assert!(!file.chain.is_empty());
+                file.refuse(RefusedCode::Revoked);
+                if fetch {
+                    let kept = door.take();
+                    assert!(kept.chain.is_empty());
+                    kept.welcome(1, false);
+                }
+            });
+            match Transport::open(settings, Arc::default()) {
+                Ok(_) => assert!(fine),
+                Err(OpenError::Refused(refused)) => {
+                    assert!(!fine);
+                    assert_eq!(refused.code, RefusedCode::Revoked);
+                }
+                Err(other) => panic!("{other}"),
+            }
+        });
+    }
+}
