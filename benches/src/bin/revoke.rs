@@ -1,8 +1,9 @@
 //! How long a revocation takes, from the command to the fence, while the contract is used as hard as it can be.
 //!
 //! Each round: a session on two connections with eight writers, each with an open file and a pipeline of 64 KiB writes and
-//! fsyncs that waits for no reply; then the revocation; then the receipt is verified. Two measures, in rounds of their
-//! own: the request at the admin door up to its receipt, and the whole `contract revoke` command as a person runs it.
+//! fsyncs that waits for no reply; then the revocation; then the receipt is verified. Two ways to revoke, in turn: a request
+//! at the admin door, up to its receipt; and the command `contract revoke`, from its start until the fence (by the time
+//! that the receipt tells) and until its end, when all is on record.
 
 #[path = "../../../tests/tests/support/mod.rs"]
 mod support;
@@ -11,8 +12,8 @@ use std::fs;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Parser;
@@ -29,6 +30,8 @@ use support::wait_for;
 
 const APPLICATION: &str = "load";
 const CHUNK: usize = 64 * 1024;
+/// Set by a signal.
+static STOP: AtomicBool = AtomicBool::new(false);
 
 /// Measure revocation under load.
 #[derive(Parser)]
@@ -51,26 +54,36 @@ fn main() -> Result<()> {
     let base = Base::make(&gateway)?;
     let mut inside = vec![];
     let mut at_door = vec![];
+    let mut fenced = vec![];
     let mut command = vec![];
+    ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed)).context("signals cannot be handled")?;
     // Interleaved, so that what else the machine does concerns both measures alike.
     for _ in 0..options.rounds {
+        // Ended in between, so that nothing is left behind.
+        ensure!(!STOP.load(Ordering::Relaxed), "interrupted");
         let mut admin = gateway.admin();
         let below_generation = generation(&gateway)? + 1;
-        at_door.push(under_load(&gateway, options.writers, || {
+        under_load(&gateway, options.writers, || {
             let subject = Subject::Application { application: APPLICATION.parse()?, below_generation };
             let start = Instant::now();
             let receipt = admin.revoke(&gateway, subject);
-            let took = milliseconds(start);
+            at_door.push(milliseconds(start));
             inside.push(receipt.took_us as f64 / 1000.0);
             ensure!(receipt.sessions == 1, "{} sessions were cut instead of 1", receipt.sessions);
-            Ok(took)
-        })?);
-        command.push(under_load(&gateway, options.writers, || base.revoke())?);
+            Ok(())
+        })?;
+        under_load(&gateway, options.writers, || {
+            let (to_fence, to_end) = base.revoke()?;
+            fenced.push(to_fence);
+            command.push(to_end);
+            Ok(())
+        })?;
     }
     let rows = [
-        ("in the gateway (receipt)", inside),
+        ("in the gateway, by its receipt", inside),
         ("admin request to receipt", at_door),
-        ("`contract revoke`, whole command", command),
+        ("`contract revoke`, start to fence", fenced),
+        ("`contract revoke`, start to end", command),
     ];
     if options.json {
         let all: serde_json::Map<_, _> =
@@ -103,8 +116,8 @@ fn generation(gateway: &Gateway) -> Result<u64> {
     }
 }
 
-/// Runs `revoke` while writers are at work; returns what it returns when they have all been cut off.
-fn under_load(gateway: &Gateway, writers: u16, revoke: impl FnOnce() -> Result<f64>) -> Result<f64> {
+/// Runs `revoke` while writers are at work; returns when they have all been cut off.
+fn under_load(gateway: &Gateway, writers: u16, revoke: impl FnOnce() -> Result<()>) -> Result<()> {
     let holder = SecretKey::generate()?;
     let mut terms = gateway.terms(
         APPLICATION,
@@ -179,20 +192,29 @@ impl Base {
         Ok(Base { directory, contract: program("contract") })
     }
 
-    /// Runs the command, and returns how long it took as its caller sees it, in milliseconds.
-    fn revoke(&self) -> Result<f64> {
+    /// Runs the command; returns the time from its start to the fence and to its end, in milliseconds.
+    fn revoke(&self) -> Result<(f64, f64)> {
         let mut command = Command::new(&self.contract);
-        command.arg("--dir").arg(&self.directory).args(["revoke", APPLICATION, "--why", "benchmark"]);
+        command.arg("--dir").arg(&self.directory).args([
+            "--json",
+            "revoke",
+            APPLICATION,
+            "--why",
+            "benchmark",
+        ]);
+        let started = SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros() as f64;
         let start = Instant::now();
         let output = command.output().context("`contract` cannot be run")?;
-        let took = milliseconds(start);
+        let to_end = milliseconds(start);
         ensure!(
             output.status.success(),
             "`contract revoke` failed with {}: {}",
             output.status,
             String::from_utf8_lossy(&output.stderr)
         );
-        Ok(took)
+        let told: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+        let fenced_at = told["fenced_at_us"].as_f64().with_context(|| format!("no time in {told}"))?;
+        Ok(((fenced_at - started) / 1000.0, to_end))
     }
 }
 
