@@ -3,7 +3,7 @@
 //! One *keeper* process per lab is the first process of a PID namespace; every guest lives below it, so the kernel
 //! removes processes, mounts and links together when the keeper ends, however it ends. The keeper's own network
 //! namespace is the switch that joins the guests. Nothing of a lab is visible in the host's namespaces; on the host's
-//! disks it owns two directories (see [`place`]), which `down` removes.
+//! disks it owns two directories (their places are in `place.rs`), which `down` removes.
 //!
 //! A lab is for trying and testing, not a security boundary between the host and its guests: those need real virtual
 //! machines.

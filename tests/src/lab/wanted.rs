@@ -27,12 +27,12 @@ pub struct Options {
     pub shares: Vec<PathBuf>,
     /// The program `lab`, which plays the keeper and the guests' first processes. Found by itself when not given.
     pub lab_program: Option<PathBuf>,
-    /// Whether the lab outlives this process. Otherwise it ends with the [`Lab`] or the process, whichever is first.
+    /// Whether the lab outlives this process. Otherwise it ends with the [`super::Lab`] or the process, whichever is first.
     pub detached: bool,
 }
 
 impl Options {
-    /// The default lab under `name`, ending with its [`Lab`].
+    /// The default lab under `name`, ending with its [`super::Lab`].
     #[must_use]
     pub fn named(name: LabName) -> Self {
         Self {

@@ -2,14 +2,17 @@
 
 use super::{lab, script};
 
-/// 2,000 files in 40 directories, with sizes from a few bytes to some kilobytes.
+/// 2,000 files in 40 directories, with sizes from a few bytes to some kilobytes, no two alike.
 const FILES: &str = r#"
-for d in $(seq 40); do
-  mkdir -p "src/d$d/sub"
-  for f in $(seq 50); do
-    head -c $((d * f * 3 + 10)) /dev/urandom | base64 > "src/d$d/sub/f$f.txt"
-  done
-done
+mkdir -p $(seq -f 'src/d%g/sub' 40)
+awk 'BEGIN {
+  srand(1)
+  for (d = 1; d <= 40; d++) for (f = 1; f <= 50; f++) {
+    file = "src/d" d "/sub/f" f ".txt"
+    for (line = 0; line < d * f / 16 + 1; line++) print d, f, line, rand(), rand(), rand() > file
+    close(file)
+  }
+}'
 test "$(find src -type f | wc -l)" = 2000
 "#;
 
