@@ -24,7 +24,7 @@ pub(crate) struct Options {
     /// Only this row (and what it needs to run before it); may be repeated.
     #[arg(long, value_name = "ROW")]
     only: Vec<Row>,
-    /// Only these targets [default: all; with --quick all but sshfs-tuned].
+    /// Only these targets [default: all but sshfs-tuned].
     #[arg(long, value_name = "TARGET,…", value_delimiter = ',')]
     targets: Vec<Target>,
     /// Write everything that was measured to this file.
@@ -73,20 +73,20 @@ impl Sizes {
     const FULL: Self = Self {
         file_mib: 256,
         random_reads: 4096,
-        random_writes: 512,
+        random_writes: 256,
         files: 1000,
         tree_files: 1000,
-        appends: 300,
-        transactions: 150,
+        appends: 200,
+        transactions: 100,
         limit_seconds: 15,
     };
     const QUICK: Self = Self {
         file_mib: 64,
         random_reads: 1024,
-        random_writes: 128,
+        random_writes: 64,
         files: 300,
         tree_files: 300,
-        appends: 100,
+        appends: 50,
         transactions: 40,
         limit_seconds: 8,
     };
@@ -112,7 +112,7 @@ impl Options {
             .iter()
             .copied()
             .filter(|target| match self.targets.as_slice() {
-                [] => !self.quick || *target != Target::SshfsTuned,
+                [] => *target != Target::SshfsTuned,
                 wanted => wanted.contains(target),
             })
             .collect()

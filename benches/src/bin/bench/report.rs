@@ -133,10 +133,12 @@ fn costs_table(results: &Results) -> Option<Table> {
 
 fn verdict(results: &Results) -> String {
     if !results.targets.contains(&Target::Strongroom) {
-        return "Without the strongroom column there is nothing to compare.".to_owned();
+        return "Without the Strongroom column there is nothing to compare.".to_owned();
     }
-    let mut text = String::from("x above 1: strongroom is better.");
-    for peer in PEERS.into_iter().filter(|peer| results.targets.contains(peer)) {
+    let mut text = String::from("x above 1: Strongroom is better.");
+    // The passthrough is no choice that a user has: it shows what FUSE itself leaves.
+    let chosen = |peer: &Target| *peer != Target::Passthrough && results.targets.contains(peer);
+    for peer in PEERS.into_iter().filter(chosen) {
         let compared =
             results.rows().into_iter().filter(|row| results.advantage(*row, peer).is_some()).count();
         let behind = results.behind(peer);
@@ -172,7 +174,11 @@ fn number(value: f64) -> String {
 }
 
 fn ratio(value: f64) -> String {
-    if value >= 10.0 { format!("{value:.0}") } else { format!("{value:.2}") }
+    match value {
+        v if v >= 10.0 => format!("{v:.0}"),
+        v if v >= 0.1 => format!("{v:.2}"),
+        v => format!("{v:.4}"),
+    }
 }
 
 /// Columns of text; the first is aligned left, the others right.

@@ -85,7 +85,8 @@ impl Target {
     /// The programs in the app guest, or beside the workload, that carry its calls.
     pub(crate) const fn client_programs(self) -> &'static [&'static str] {
         match self {
-            Self::Strongroom => &["mount.strongroom"],
+            // The file that cargo builds, and the name that mount(8) looks for.
+            Self::Strongroom => &["mount-strongroom", "mount.strongroom"],
             Self::Sshfs | Self::SshfsTuned => &["sshfs", "ssh"],
             Self::Passthrough => &["bindfs"],
             Self::Local => &[],
@@ -144,7 +145,12 @@ impl Target {
 /// Built on libfuse 2, bindfs writes 4 KiB at a time unless told otherwise; libfuse 3 no longer knows the option.
 fn bindfs_options() -> &'static [&'static str] {
     let said = Command::new("bindfs").arg("-V").output();
-    let old = said.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("linked version 2."));
+    // Part of it goes to standard error.
+    let old = said.is_ok_and(|output| {
+        [output.stdout, output.stderr]
+            .iter()
+            .any(|text| String::from_utf8_lossy(text).contains("linked version 2."))
+    });
     if old { &["-o", "big_writes"] } else { &[] }
 }
 
