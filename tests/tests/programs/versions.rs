@@ -39,9 +39,9 @@ fn git_commits_two_thousand_files_and_clones() {
         "count: 0\npacks: 1\ngarbage: 0\n"
     );
 
-    // On the mount, out of it, and by the other guest.
-    script("one", "git clone -q repo clone; git clone -q repo /tmp/clone; git -C clone fsck --full --strict");
-    script("one", "diff -r --exclude .git repo clone; diff -r --exclude .git repo /tmp/clone");
+    // On the mount, and out of it by the other guest.
+    script("one", "git clone -q repo clone; git -C clone fsck --full --strict");
+    script("one", "diff -r --exclude .git repo clone");
     script(
         "two",
         "git config --global safe.directory '*'; git clone -q --no-local repo /tmp/clone; diff -r --exclude .git repo /tmp/clone",
