@@ -44,14 +44,14 @@ fn rsync_copies_everything_once() {
         "user.colour=\"green\"\nuser.empty=\"\"\n"
     );
     // Between the mount and another file system, there and back; not every tmpfs has user xattrs (Linux 6.6).
-    script(&lab, "one", "rsync -aH tree/ /tmp/out/; rsync -aH /tmp/out/ back/");
+    script(&lab, "one", "rsync -aH tree/ /tmp/rsync-out-in-guest/; rsync -aH /tmp/rsync-out-in-guest/ back/");
     assert_eq!(script(&lab, "one", "rsync -aH --checksum --itemize-changes --delete tree/ back/"), "");
     // The other guest sees the same.
     assert_eq!(
         script(
             &lab,
             "two",
-            "rsync -aHX --itemize-changes tree/ copy/; rsync -a copy/ /tmp/got/; rsync -a --checksum --itemize-changes copy/ /tmp/got/"
+            "rsync -aHX --itemize-changes tree/ copy/; rsync -a copy/ /tmp/rsync-got-in-guest/; rsync -a --checksum --itemize-changes copy/ /tmp/rsync-got-in-guest/"
         ),
         ""
     );

@@ -44,7 +44,7 @@ fn git_commits_two_thousand_files_and_clones() {
     script("one", "diff -r --exclude .git repo clone");
     script(
         "two",
-        "git config --global safe.directory '*'; git clone -q --no-local repo /tmp/clone; diff -r --exclude .git repo /tmp/clone",
+        "git config --global safe.directory '*'; git clone -q --no-local repo /tmp/git-clone-in-guest; diff -r --exclude .git repo /tmp/git-clone-in-guest",
     );
     script("two", "cd repo; test -z \"$(git status --porcelain)\"; git branch topic; git switch -q topic");
     assert_eq!(script("one", "git -C repo branch --show-current"), "topic\n");
@@ -69,12 +69,12 @@ fn mercurial_commits_clones_and_verifies() {
     script(
         &lab,
         "one",
-        "hg clone -q repo clone; hg clone -q --pull repo /tmp/pulled; cd clone; hg verify -q; test $(hg files | wc -l) = 299",
+        "hg clone -q repo clone; hg clone -q --pull repo /tmp/hg-clone-in-guest; cd clone; hg verify -q; test $(hg files | wc -l) = 299",
     );
-    script(&lab, "one", "diff -r --exclude .hg repo clone; diff -r --exclude .hg repo /tmp/pulled");
+    script(&lab, "one", "diff -r --exclude .hg repo clone; diff -r --exclude .hg repo /tmp/hg-clone-in-guest");
     script(
         &lab,
         "two",
-        "hg clone -q --pull repo /tmp/pulled; hg -R /tmp/pulled verify -q; diff -r --exclude .hg repo /tmp/pulled",
+        "hg clone -q --pull repo /tmp/hg-clone-in-guest; hg -R /tmp/hg-clone-in-guest verify -q; diff -r --exclude .hg repo /tmp/hg-clone-in-guest",
     );
 }
