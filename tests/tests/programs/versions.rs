@@ -71,7 +71,11 @@ fn mercurial_commits_clones_and_verifies() {
         "one",
         "hg clone -q repo clone; hg clone -q --pull repo /tmp/hg-clone-in-guest; cd clone; hg verify -q; test $(hg files | wc -l) = 299",
     );
-    script(&lab, "one", "diff -r --exclude .hg repo clone; diff -r --exclude .hg repo /tmp/hg-clone-in-guest");
+    script(
+        &lab,
+        "one",
+        "diff -r --exclude .hg repo clone; diff -r --exclude .hg repo /tmp/hg-clone-in-guest",
+    );
     script(
         &lab,
         "two",
