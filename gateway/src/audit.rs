@@ -77,6 +77,8 @@ pub struct AuditError(String);
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Kind {
     session: Option<String>,
+    /// Not the key: a guest has as many keys as it likes.
+    address: Option<String>,
     op: Option<&'static str>,
     outcome: Option<String>,
     event: &'static str,
@@ -156,6 +158,7 @@ impl Audit {
     pub fn count(&self, record: Record) {
         let kind = Kind {
             session: record.session.clone(),
+            address: record.address.clone(),
             op: record.op,
             outcome: record.outcome.clone(),
             event: record.event,
@@ -388,7 +391,11 @@ mod tests {
         let text = std::fs::read_to_string(path).unwrap_or_default();
         // What another thread is just writing ends without a line's end.
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        whole.lines().filter(|line| !line.is_empty()).map(|line| serde_json::from_str(line).unwrap()).collect()
+        whole
+            .lines()
+            .filter(|line| !line.is_empty())
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
     }
 
     fn record(text: &str) -> Record {

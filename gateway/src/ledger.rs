@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
 use strongroom_contracts::{Application, ContractId, Effective, GatewayId, PublicKey, Subject};
 use strongroom_protocol::hello::SessionId;
@@ -172,6 +172,8 @@ struct Memory {
 pub struct Ledger {
     store: Database,
     memory: RwLock<Memory>,
+    /// Held by all writers but fences, so that a fence waits for one of them at most, however many say hello.
+    patient: Mutex<()>,
 }
 
 impl Ledger {
@@ -182,7 +184,8 @@ impl Ledger {
     pub fn open(file: &Path, gateway: &GatewayId, now: u64) -> Result<Ledger, LedgerError> {
         let store = Database::create(file).map_err(LedgerError::from)?;
         begin(&store, gateway)?;
-        let ledger = Ledger { memory: RwLock::new(read_memory(&store)?), store };
+        let memory = RwLock::new(read_memory(&store)?);
+        let ledger = Ledger { store, memory, patient: Mutex::new(()) };
         ledger.forget_expired(now)?;
         Ok(ledger)
     }
@@ -237,9 +240,12 @@ impl Ledger {
     /// [`LedgerError::Store`]; then none of them is in the file, and those that [`Ledger::void`] made hold until the
     /// process ends.
     pub fn commit(&self, changes: &[Change<'_>]) -> Result<(), LedgerError> {
+        let urgent = |change: &Change<'_>| matches!(change, Change::Void { .. } | Change::Fence { .. });
+        let turn = (!changes.iter().any(urgent)).then(|| self.patient.lock());
         self.write(Durability::Immediate, |tables| {
             changes.iter().try_for_each(|change| tables.apply(change))
         })?;
+        drop(turn);
         let mut memory = self.memory.write();
         for change in changes {
             match change {
@@ -300,6 +306,7 @@ impl Ledger {
     pub fn used(&self, holder: &PublicKey, now: u64) -> Result<(), LedgerError> {
         let Some(mut kept) = self.kept(holder)? else { return Ok(()) };
         kept.last_used = now;
+        let _turn = self.patient.lock();
         self.write(Durability::None, |tables| tables.apply(&Change::Keep(&kept)))
     }
 
@@ -330,6 +337,7 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError::Store`].
     pub fn forget_sessions(&self, ids: &[SessionId]) -> Result<(), LedgerError> {
+        let _turn = self.patient.lock();
         self.write(Durability::None, |tables| {
             let mut table = tables.0.open_table(SESSIONS).map_err(LedgerError::from)?;
             for id in ids {

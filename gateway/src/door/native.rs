@@ -366,11 +366,15 @@ impl Connection {
             now: gateway.clock.now(),
         };
         let Ok(infos) = codec::encode_list(&infos) else { return false };
-        gateway.audit.note(Record {
+        let record = Record {
             address: self.address().map(|address| address.to_string()),
             key: Some(session.holder.to_string()),
             ..session.record(if resumed { "resume" } else { "open" })
-        });
+        };
+        match resumed {
+            true => gateway.audit.count(record),
+            false => gateway.audit.note(record),
+        }
         let sent = send(&self.sender, &Answer::Welcome(welcome), &infos).is_ok();
         drop(greeting);
         sent

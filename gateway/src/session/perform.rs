@@ -31,9 +31,11 @@ impl Gateway {
         later: &dyn Fn() -> LockReply,
     ) -> Option<Outcome> {
         out.clear();
+        let path = session.strict.then(|| session.engine.describe(&request.op));
+        let fenced = |path| Some(self.finish(session, &request.op, path, Outcome::Failed(Failure::Fenced)));
         let rates = session.rates();
         if !rates.is_free() && !rates.take(cost(&request.op, data), |time| session.pause(time)) {
-            return Some(self.denied(session, &request.op, Outcome::Failed(Failure::Fenced)));
+            return fenced(path);
         }
         if session.strict && !self.audit.healthy() {
             // Probed by a record, so that the trail's recovery is noticed.
@@ -44,9 +46,8 @@ impl Gateway {
             }
         }
         let Some(admission) = session.enter(self.clock.now()) else {
-            return Some(self.denied(session, &request.op, Outcome::Failed(Failure::Fenced)));
+            return fenced(path);
         };
-        let path = session.strict.then(|| session.engine.describe(&request.op));
         let strict_later = || self.strict_later(session, &request.op, path.clone(), later());
         let call = Call {
             id: request.id,

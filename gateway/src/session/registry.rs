@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use strongroom_contracts::{Chain, Effective, PublicKey, keys};
 use strongroom_protocol::hello::SessionId;
@@ -20,6 +21,39 @@ use crate::slots::{Slots, SlotsError};
 pub(crate) struct Registry {
     pub sessions: HashMap<SessionId, Arc<Session>>,
     rates: HashMap<PublicKey, Weak<Rates>>,
+    openings: HashMap<PublicKey, Openings>,
+}
+
+/// How many sessions a holder has opened lately. Each costs the ledger a write to the disk and the audit trail a line, so
+/// that a guest that opens and closes them for nothing takes from all.
+struct Openings {
+    /// Sessions that it may open at once.
+    left: f64,
+    since: Instant,
+}
+
+/// New sessions of a holder in a second, in the long run.
+const OPENINGS: f64 = 10.0;
+/// New sessions of a holder beyond that at once, besides those that it may have.
+const BURST: f64 = 500.0;
+/// Holders whose openings are remembered before those that have been quiet are forgotten.
+const REMEMBERED: usize = 10_000;
+
+impl Registry {
+    fn may_open(&mut self, holder: &PublicKey, most: usize, now: Instant) -> bool {
+        let full = BURST + most as f64;
+        let refilled = |of: &Openings| {
+            (of.left + now.saturating_duration_since(of.since).as_secs_f64() * OPENINGS).min(full)
+        };
+        if self.openings.len() > REMEMBERED {
+            self.openings.retain(|_, of| refilled(of) < full);
+        }
+        let of = self.openings.entry(*holder).or_insert(Openings { left: full, since: now });
+        (of.left, of.since) = (refilled(of), now);
+        let may = of.left >= 1.0;
+        of.left -= if may { 1.0 } else { 0.0 };
+        may
+    }
 }
 
 /// A session that could not be opened.
@@ -28,6 +62,9 @@ pub enum OpenError {
     /// A bound is reached.
     #[error("the gateway has no room for another session; try again later")]
     Full,
+    /// Too many in too short a time.
+    #[error("this key opens sessions too fast; resume one, or wait")]
+    TooFast,
     /// The contract became void meanwhile.
     #[error(transparent)]
     Void(#[from] crate::ledger::Void),
@@ -49,7 +86,11 @@ impl Gateway {
         contract: Contract,
         changes: &[Change<'_>],
     ) -> Result<Arc<Session>, OpenError> {
-        self.make_room(&contract.effective.holder)?;
+        let holder = contract.effective.holder;
+        if !self.registry.lock().may_open(&holder, self.limits.sessions_per_holder, Instant::now()) {
+            return Err(OpenError::TooFast);
+        }
+        self.make_room(&holder)?;
         let id = SessionId(keys::random()?);
         let since = self.clock.now();
         let record = SessionRecord {
@@ -259,6 +300,11 @@ impl Gateway {
             return false;
         }
         self.audit.note(session.record("renewed"));
+        // A revocation of the newer contract that looked for its sessions before this one was bound to it.
+        if self.ledger.verdict(&contract.effective).is_err() {
+            self.fence_sessions(std::slice::from_ref(session), FenceReason::Revoked);
+            return true;
+        }
         self.tell(session, Event::Renewed { expires: contract.effective.expires });
         true
     }
@@ -274,13 +320,17 @@ impl Gateway {
 
     /// When the next contract of a live session ends, Unix seconds.
     pub(crate) fn next_expiry(&self) -> u64 {
-        self.registry.lock().sessions.values().map(|session| session.expires()).min().unwrap_or(u64::MAX)
+        let open = |session: &&Arc<Session>| !session.turnstile.is_fenced();
+        let registry = self.registry.lock();
+        registry.sessions.values().filter(open).map(|session| session.expires()).min().unwrap_or(u64::MAX)
     }
 
     /// Ends the sessions whose contract has expired, and those whose grace is over.
     pub(crate) fn end_sessions(self: &Arc<Self>) {
         let now = self.clock.now();
-        let expired = self.sessions_where(|session| session.expires() <= now);
+        // One that is fenced is being ended by somebody.
+        let expired =
+            self.sessions_where(|session| session.expires() <= now && !session.turnstile.is_fenced());
         if !expired.is_empty() {
             let gateway = self.clone();
             let list = expired.clone();
@@ -298,5 +348,33 @@ impl Gateway {
         for session in lonely {
             self.close_session(&session, "its client did not come back");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn who_opens_sessions_for_nothing_is_slowed_down() {
+        let mut registry = Registry::default();
+        let (greedy, other) = (PublicKey::from_bytes([1; 32]), PublicKey::from_bytes([2; 32]));
+        let start = Instant::now();
+        let opened = (0..10_000).filter(|_| registry.may_open(&greedy, 16, start)).count();
+        assert_eq!(opened, 516);
+        assert!(registry.may_open(&other, 16, start));
+        let later = start + Duration::from_secs(3);
+        assert_eq!((0..100).filter(|_| registry.may_open(&greedy, 16, later)).count(), 30);
+        let much_later = start + Duration::from_secs(86_400);
+        assert_eq!((0..1000).filter(|_| registry.may_open(&greedy, 16, much_later)).count(), 516);
+        for n in 0..=REMEMBERED as u64 {
+            let mut key = [3; 32];
+            key[..8].copy_from_slice(&n.to_le_bytes());
+            registry.may_open(&PublicKey::from_bytes(key), 16, start);
+        }
+        registry.may_open(&other, 16, much_later + Duration::from_secs(3600));
+        assert!(registry.openings.len() < 3, "the quiet ones are forgotten");
     }
 }

@@ -258,3 +258,36 @@ fn an_address_that_says_nothing_uses_up_its_own_share() {
     });
     drop(silent);
 }
+
+/// Kilobytes of memory that a process has, by a line of /proc/PID/status.
+fn memory(world: &World) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", world.pid().as_raw_nonzero())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_session_costs_little() {
+    const SESSIONS: u64 = 200;
+    let world = World::with_limits("sessions-per-holder = 1000");
+    let holder = key();
+    let chain = world.contract(&holder);
+    let mut clients = vec![];
+    let mut open = |count: u64| {
+        for _ in 0..count {
+            let mut client = world.client(&holder, &chain);
+            let root = client.root();
+            let node = client.lookup(root, "f").node;
+            client.open(node);
+            clients.push(client);
+        }
+        memory(&world)
+    };
+    std::fs::write(world.data().join("mail/f"), b"x").unwrap();
+    // What the first ones cost (arenas of the allocator, tables) is paid once.
+    let before = open(50);
+    let after = open(SESSIONS);
+    let each = (after - before) * 1024 / SESSIONS;
+    eprintln!("{each} bytes for each session with one connection and one open file");
+    assert!(each < 160 * 1024, "{each} bytes");
+}
