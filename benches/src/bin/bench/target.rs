@@ -144,8 +144,8 @@ impl Target {
 
 /// Built on libfuse 2, bindfs writes 4 KiB at a time unless told otherwise; libfuse 3 no longer knows the option.
 fn bindfs_options() -> &'static [&'static str] {
-    let said = Command::new("bindfs").arg("-V").output();
-    // Part of it goes to standard error.
+    let said = Command::new("bindfs").arg("--fuse-version").output();
+    // On either stream, as the version of libfuse likes it.
     let old = said.is_ok_and(|output| {
         [output.stdout, output.stderr]
             .iter()
