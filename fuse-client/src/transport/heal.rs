@@ -24,7 +24,7 @@ impl Shared {
     /// A request failed: asks again where that is the answer to it.
     pub(super) fn failed(self: &Arc<Self>, mut pending: Pending, failure: Failure) {
         if pending.direct {
-            return finish(pending, Err(failure.into()));
+            return self.give_up(pending, Err(failure.into()));
         }
         match failure {
             Failure::Grace => {
@@ -35,7 +35,7 @@ impl Shared {
                 self.settings
                     .journal
                     .note("the gateway lost count of the requests: beginning another session");
-                finish(pending, Err(Ended::Lost));
+                self.give_up(pending, Err(Ended::Lost));
                 // The keeper is gone only when the mount ends.
                 let _ = self.nudge.send(Nudge::Broken);
             }
@@ -46,21 +46,27 @@ impl Shared {
             }
             // It is closed, one way or the other.
             Failure::BadHandle if matches!(pending.op, Op::Release { .. }) => {
-                finish(pending, Ok(Answer { outcome: Outcome::Done, data: &[], epoch: 0 }));
+                self.give_up(pending, Ok(Answer { outcome: Outcome::Done, data: &[], epoch: 0 }));
             }
             Failure::Stale | Failure::BadHandle if pending.tries < MAX_TRIES => {
                 pending.tries += 1;
                 let nodes = if failure == Failure::Stale { translate::nodes(&pending.op) } else { vec![] };
                 // What is asked through a handle may be stale because its file was moved out of the grant.
                 if failure == Failure::Stale && nodes.is_empty() {
-                    return finish(pending, Err(failure.into()));
+                    return self.give_up(pending, Err(failure.into()));
                 }
                 let handles =
                     if failure == Failure::BadHandle { translate::handles(&pending.op) } else { vec![] };
                 self.mend(pending, nodes, handles);
             }
-            _ => finish(pending, Err(failure.into())),
+            _ => self.give_up(pending, Err(failure.into())),
         }
+    }
+
+    /// Ends a request whose slot may still be its own.
+    fn give_up(&self, mut pending: Pending, result: Result<Answer<'_>, Ended>) {
+        self.core.lock().give_back(&mut pending);
+        finish(pending, result);
     }
 
     /// Finds nodes and opens handles again, one after the other, then asks again.
@@ -71,7 +77,7 @@ impl Shared {
             let file = self.state.handles.lock().get(handle.0);
             match file {
                 Some(file) => self.open_again(handle, file, pending, handles),
-                None => finish(pending, Err(Failure::BadHandle.into())),
+                None => self.give_up(pending, Err(Failure::BadHandle.into())),
             }
         } else {
             self.enqueue(pending);
@@ -84,8 +90,10 @@ impl Shared {
         pending: Pending,
         then: impl FnOnce(&Arc<Shared>, Pending) + Send + 'static,
     ) {
-        let Ok(path) = self.state.path(node) else { return finish(pending, Err(Failure::Stale.into())) };
-        let shared = self.clone();
+        let Ok(path) = self.state.path(node) else {
+            return self.give_up(pending, Err(Failure::Stale.into()));
+        };
+        let (shared, ending) = (self.clone(), self.clone());
         let op = Op::Resolve { grant: node.grant, ino: node.ino };
         let mut step = Pending::new(Call {
             op,
@@ -93,7 +101,7 @@ impl Shared {
             pid: pending.pid,
             done: Box::new(move |result| match result {
                 Ok(_) => then(&shared, pending),
-                Err(ended) => finish(pending, Err(not_found(ended))),
+                Err(ended) => ending.give_up(pending, Err(not_found(ended))),
             }),
         });
         step.tries = MAX_TRIES;
@@ -119,14 +127,14 @@ impl Shared {
                         *file.wire.lock() = Wire { epoch, handle: wire, dead: None };
                         again.mend(pending, vec![], rest);
                     }
-                    Ok(_) => finish(pending, Err(Ended::Protocol)),
+                    Ok(_) => again.give_up(pending, Err(Ended::Protocol)),
                     Err(ended) => {
                         again
                             .settings
                             .journal
                             .note(&format!("an open file could not be opened again: {ended:?}"));
                         file.wire.lock().dead = Some(crate::errno::errno(ended));
-                        finish(pending, Err(ended));
+                        again.give_up(pending, Err(ended));
                     }
                 }),
             });

@@ -301,7 +301,9 @@ impl Shared {
             let pending = if matches!(outcome, Outcome::Failed(Failure::BadSlot)) {
                 core.remove(id)
             } else {
-                core.answered(id)
+                let again =
+                    matches!(outcome, Outcome::Failed(Failure::Stale | Failure::BadHandle | Failure::Grace));
+                core.answered(id, again)
             };
             if !core.queue.is_empty() {
                 self.sendable.notify_one();

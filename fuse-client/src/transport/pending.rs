@@ -54,6 +54,8 @@ pub(super) struct Pending {
     pub(super) since: Instant,
     pub(super) place: Place,
     pub(super) slot: Option<Slot>,
+    /// Of which session the slot is ([`Core::fresh`]); worthless in another.
+    slot_life: u64,
     /// Whether it has been sent in this session.
     pub(super) sent: bool,
     /// How often it was asked again after something had to be found or opened again.
@@ -75,6 +77,7 @@ impl Pending {
             since: Instant::now(),
             place: Place::Queued,
             slot: None,
+            slot_life: 0,
             sent: false,
             tries: 0,
             raw: false,
@@ -145,6 +148,7 @@ pub(super) struct Core {
     pub(super) pending: BTreeMap<u64, Pending>,
     pub(super) queue: VecDeque<u64>,
     slots: Slots,
+    slots_life: u64,
     on_wire: usize,
     lock_waits: usize,
     room: usize,
@@ -163,6 +167,7 @@ impl Core {
             pending: BTreeMap::new(),
             queue: VecDeque::new(),
             slots: Slots::default(),
+            slots_life: 0,
             on_wire: 0,
             lock_waits: 0,
             room: 0,
@@ -174,6 +179,7 @@ impl Core {
     /// Starts the bookkeeping of a new session.
     pub(super) fn fresh(&mut self, slots: u16) {
         self.slots = Slots::new(slots);
+        self.slots_life += 1;
     }
 
     /// Sets how many requests may be under way.
@@ -233,8 +239,12 @@ impl Core {
             Ok(op) => op,
             Err(ended) => return Prepared::Fail(ended),
         };
+        if pending.slot_life != self.slots_life {
+            pending.slot = None;
+        }
         if pending.op.needs_slot() && pending.slot.is_none() {
             pending.slot = self.slots.take();
+            pending.slot_life = self.slots_life;
             if pending.slot.is_none() {
                 return Prepared::Wait;
             }
@@ -262,14 +272,22 @@ impl Core {
         }
     }
 
-    /// Takes out a request that was answered, and frees its place.
-    pub(super) fn answered(&mut self, id: u64) -> Option<Pending> {
+    /// Takes out a request that was answered. Its slot is free again, unless `again`: the answer did not use its number
+    /// up, and it will be asked again under it, so that the gateway knows it for the request that a crash cut off.
+    pub(super) fn answered(&mut self, id: u64, again: bool) -> Option<Pending> {
         let mut pending = self.pending.remove(&id)?;
         self.off_wire(&pending);
-        if let Some(slot) = pending.slot.take() {
-            self.slots.give(slot);
+        if !again || pending.done.is_none() {
+            self.give_back(&mut pending);
         }
         Some(pending)
+    }
+
+    /// Frees the slot of a request that is answered, or will not be asked again.
+    pub(super) fn give_back(&mut self, pending: &mut Pending) {
+        if let Some(slot) = pending.slot.take().filter(|_| pending.slot_life == self.slots_life) {
+            self.slots.give(slot);
+        }
     }
 
     /// Takes out a request that will not be sent. Its slot, if it has one, stays taken: the gateway may have seen it.
