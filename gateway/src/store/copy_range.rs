@@ -11,7 +11,7 @@ use crate::gate::{OnHandles, Permit};
 use crate::tree::Stat;
 
 /// The most that one request copies, so that none takes long.
-const MAX_COPY: u64 = 64 << 20;
+const MAX_COPY: u64 = 8 << 20;
 
 pub(crate) fn copy_range(
     permit: &Permit<'_, OnHandles>,
