@@ -63,7 +63,7 @@ fn say(word: &str) -> Result<()> {
 
 /// Collect every ended child.
 pub(super) fn reap() {
-    while let Ok(Some(_)) = rustix::process::waitpid(None, WaitOptions::NOHANG) {}
+    while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
 }
 
 /// Give up what would reach past the guest into the host's kernel: its modules and its clock.

@@ -181,5 +181,5 @@ fn keep(signals: &Signals) -> Result<End> {
 fn end_everything() {
     // From the first process of a PID namespace, "everyone" is everyone in it but itself (kill(2)).
     let _ = sys::kill_everyone_else(Signal::KILL);
-    while let Ok(Some(_)) = rustix::process::waitpid(None, WaitOptions::empty()) {}
+    while let Ok(Some(_)) = rustix::process::wait(WaitOptions::empty()) {}
 }
