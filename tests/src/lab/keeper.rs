@@ -109,6 +109,7 @@ fn start_guest(place: &Place, index: usize, name: &str) -> Result<Guest> {
         &argv,
         &environment,
         [child_in.as_fd(), child_out.as_fd(), std::io::stderr().as_fd()],
+        |_| std::io::Result::Ok(()),
     )
     .with_context(|| format!("cannot make the namespaces of guest `{name}`"))?;
     Ok(Guest {

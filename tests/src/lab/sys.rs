@@ -10,7 +10,8 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use rustix::io::fcntl_dupfd_cloexec;
-use rustix::process::{Pid, Signal};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, Signal, WaitOptions};
 
 /// Namespaces for [`clone_exec`], as `clone(2)` flags.
 pub(super) const NEW_USER: c_int = libc::CLONE_NEWUSER;
@@ -22,37 +23,53 @@ pub(super) const NEW_MACHINE: c_int =
 ///
 /// Unlike `unshare` and `fork`, this makes the process itself the first of its PID namespace, and is safe to call from
 /// a process with several threads. Every other descriptor must be close-on-exec (Rust's are).
-pub(super) fn clone_exec(
+///
+/// The child executes nothing before `prepare` has returned: a program begun without a user id in its namespace loses
+/// its capabilities at execve (capabilities(7)), so the identity map must be there first. If `prepare` fails, the child
+/// ends without having begun.
+pub(super) fn clone_exec<E: From<io::Error>>(
     flags: c_int,
     argv: &[CString],
     environment: &[CString],
     stdio: [BorrowedFd<'_>; 3],
-) -> io::Result<Pid> {
+    prepare: impl FnOnce(Pid) -> Result<(), E>,
+) -> Result<Pid, E> {
     // Copies above 2, so that no dup2 below overwrites one that is still needed.
     let copies = [
-        fcntl_dupfd_cloexec(stdio[0], 3)?,
-        fcntl_dupfd_cloexec(stdio[1], 3)?,
-        fcntl_dupfd_cloexec(stdio[2], 3)?,
+        fcntl_dupfd_cloexec(stdio[0], 3).map_err(io::Error::from)?,
+        fcntl_dupfd_cloexec(stdio[1], 3).map_err(io::Error::from)?,
+        fcntl_dupfd_cloexec(stdio[2], 3).map_err(io::Error::from)?,
     ];
     let raw = copies.each_ref().map(AsRawFd::as_raw_fd);
     let program = argv.first().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "empty command"))?;
     let argv_pointers = null_terminated(argv);
     let environment_pointers = null_terminated(environment);
+    let (prepared, go) = pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from)?;
+    let gate = [prepared.as_raw_fd(), go.as_raw_fd()];
 
     // SAFETY: without CLONE_VM and with a null stack, clone is fork: the child has its own copy of memory. It may be a
     // copy of a process with threads, so until execve it calls async-signal-safe functions only and allocates nothing.
     let pid = unsafe { libc::syscall(libc::SYS_clone, flags | libc::SIGCHLD, 0, 0, 0, 0) };
     if pid == 0 {
         // SAFETY: as above; all pointers were made before the clone and are null-terminated.
-        unsafe { become_program(program, &argv_pointers, &environment_pointers, raw) }
+        unsafe { become_program(program, &argv_pointers, &environment_pointers, raw, gate) }
     }
     if pid < 0 {
-        return Err(io::Error::last_os_error());
+        return Err(io::Error::last_os_error().into());
     }
-    c_int::try_from(pid)
+    let pid = c_int::try_from(pid)
         .ok()
         .and_then(Pid::from_raw)
-        .ok_or_else(|| io::Error::other("the kernel returned an impossible process id"))
+        .ok_or_else(|| io::Error::other("the kernel returned an impossible process id"))?;
+    let begun =
+        prepare(pid).and_then(|()| Ok(rustix::io::write(&go, b"g").map(drop).map_err(io::Error::from)?));
+    if let Err(error) = begun {
+        // Closing the pipe ends the child; it is collected here because the caller never learns of it.
+        drop(go);
+        let _ = rustix::process::waitpid(Some(pid), WaitOptions::empty());
+        return Err(error);
+    }
+    Ok(pid)
 }
 
 fn null_terminated(strings: &[CString]) -> Vec<*const c_char> {
@@ -66,9 +83,16 @@ unsafe fn become_program(
     argv: &[*const c_char],
     environment: &[*const c_char],
     stdio: [c_int; 3],
+    [prepared, go]: [c_int; 2],
 ) -> ! {
     // SAFETY: plain system calls on values owned by this process.
     unsafe {
+        // The parent's end must be the only one left, or its death would not be noticed.
+        libc::close(go);
+        let mut byte = [0_u8; 1];
+        if libc::read(prepared, byte.as_mut_ptr().cast(), 1) != 1 {
+            libc::_exit(127);
+        }
         for (target, source) in (0..).zip(stdio) {
             if libc::dup2(source, target) < 0 {
                 libc::_exit(127);

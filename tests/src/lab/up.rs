@@ -165,6 +165,10 @@ fn start_keeper(place: &Place, wanted: &Wanted, record: &mut Record) -> Result<(
         &argv,
         &environment,
         [keeper_in.as_fd(), keeper_out.as_fd(), log.as_fd()],
+        |pid| match wanted.privilege {
+            Privilege::Root => anyhow::Ok(()),
+            Privilege::UserNamespace => map_identity(pid),
+        },
     )
     .context(
         "the kernel refuses new namespaces (in a container: it needs CAP_SYS_ADMIN and CAP_NET_ADMIN)",
@@ -173,9 +177,6 @@ fn start_keeper(place: &Place, wanted: &Wanted, record: &mut Record) -> Result<(
     // Recorded at once: from here on a crash of this process leaves something that `down` can find.
     record.keeper = Some(ProcessId::of(pid.as_raw_nonzero().get())?);
     record.write(place)?;
-    if wanted.privilege == Privilege::UserNamespace {
-        map_identity(pid)?;
-    }
     let mut tell = fs::File::from(tell);
     tell.write_all(&[GO]).context("the lab's keeper did not start")?;
     let mut line = String::new();
