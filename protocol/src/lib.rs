@@ -9,6 +9,7 @@ pub mod attr;
 pub mod codec;
 pub mod frame;
 pub mod hello;
+pub mod lease;
 pub mod name;
 pub mod op;
 pub mod readdir;

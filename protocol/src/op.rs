@@ -107,6 +107,14 @@ pub enum Op {
     Ping,
     /// The client ends for good: the session is closed at once. Reply: `Done`.
     Bye,
+    /// The client answers recalls: leases may be given to the session from now on. Reply: `Terms`, as
+    /// [`crate::reply::FromGateway::Leased`] like all that follow on this connection; to be sent on each connection.
+    TakeLeases,
+    /// What a recall names is forgotten. Reply: none.
+    Recalled { id: u64 },
+    /// Open a file and read at most `length` bytes at `offset`. Reply: `Opened`, with the data; a repeated request is answered
+    /// without them.
+    OpenRead { node: Node, flags: OpenFlags, offset: u64, length: u32 },
 }
 
 /// What becomes of an existing target of a rename.
@@ -140,7 +148,8 @@ impl Op {
             | Op::Fallocate { .. }
             | Op::CopyRange { .. }
             | Op::Setxattr { .. }
-            | Op::Removexattr { .. } => true,
+            | Op::Removexattr { .. }
+            | Op::OpenRead { .. } => true,
             Op::Lookup { .. }
             | Op::Resolve { .. }
             | Op::Forget
@@ -160,7 +169,9 @@ impl Op {
             | Op::SetLock { .. }
             | Op::CancelLock { .. }
             | Op::Ping
-            | Op::Bye => false,
+            | Op::Bye
+            | Op::TakeLeases
+            | Op::Recalled { .. } => false,
         }
     }
 
@@ -202,7 +213,10 @@ impl Op {
             | Op::SetLock { .. }
             | Op::CancelLock { .. }
             | Op::Ping
-            | Op::Bye => false,
+            | Op::Bye
+            | Op::TakeLeases
+            | Op::Recalled { .. }
+            | Op::OpenRead { .. } => false,
         }
     }
 
@@ -245,6 +259,9 @@ impl Op {
             Op::CancelLock { .. } => "cancel-lock",
             Op::Ping => "ping",
             Op::Bye => "bye",
+            Op::TakeLeases => "take-leases",
+            Op::Recalled { .. } => "recalled",
+            Op::OpenRead { .. } => "open-read",
         }
     }
 }
