@@ -93,8 +93,13 @@ impl Visitor {
     }
 
     fn request(&mut self) -> Request {
-        assert!(self.channel.receiver.recv(&mut self.frame).unwrap(), "the client hung up");
-        codec::decode_header(self.frame.header()).unwrap()
+        loop {
+            assert!(self.channel.receiver.recv(&mut self.frame).unwrap(), "the client hung up");
+            let request: Request = codec::decode_header(self.frame.header()).unwrap();
+            if request.op != Op::TakeLeases {
+                return request;
+            }
+        }
     }
 
     fn reply(&self, id: u64, outcome: Outcome) {
@@ -166,7 +171,7 @@ fn ask(transport: &Transport, op: Op) -> Told {
     let done = Box::new(move |result: Result<strongroom_fuse_client::transport::Answer<'_>, Ended>| {
         tell.send(result.map(|answer| answer.outcome)).unwrap();
     });
-    transport.submit(Call { op, data: Payload::default(), pid: 0, done });
+    transport.submit(Call { op, data: Payload::default(), pid: 0, done, keep: None });
     told
 }
 

@@ -1,7 +1,9 @@
 //! Open files: opening, reading, writing, closing.
 
+use std::time::Instant;
+
 use fuser::{Errno, FopenFlags};
-use strongroom_protocol::attr::{Handle, OpenFlags};
+use strongroom_protocol::attr::{Handle, Node, OpenFlags};
 use strongroom_protocol::frame::MAX_DATA;
 use strongroom_protocol::name::Name;
 use strongroom_protocol::op::Op;
@@ -9,6 +11,7 @@ use strongroom_protocol::reply::Outcome;
 
 use super::{Caller, Fs, PERMISSIONS, Told};
 use crate::errno::{Ended, errno, of_name};
+use crate::lease::{Heard, OwnChange};
 use crate::state::OpenFile;
 use crate::transport::{Answer, Payload};
 
@@ -68,14 +71,41 @@ impl Fs {
         };
         let flags = OpenFlags { exclusive: false, ..open_flags(flags) };
         let fs = self.clone();
+        let op = Op::Open { node, flags };
+        if flags.truncate {
+            let read = move |result: Result<Answer<'_>, Errno>, change: OwnChange| {
+                let (mut table, heard, sole) = fs.ended(&change, result.as_ref().ok(), None);
+                let answer = result?;
+                let (Outcome::Opened(handle, attr), Some(heard)) = (&answer.outcome, heard) else {
+                    return Err(errno(Ended::Protocol));
+                };
+                if sole.contains(&node) {
+                    table.learn(&heard, node, heard.note.node, attr, false);
+                }
+                drop(table);
+                Ok(fs.opened(node, flags, answer.epoch, *handle))
+            };
+            return self.change(caller, (op, Payload::default()), &[node], read, done);
+        }
+        let asked = self.asked();
         let read = move |answer: Answer<'_>| match answer.outcome {
-            Outcome::Opened(handle, _) => {
-                let file = OpenFile::new(node, flags, false, false, answer.epoch, handle);
-                Ok(Opened { file: fs.state.handles.lock().add(file), flags: fopen_flags(flags) })
+            Outcome::Opened(handle, attr) => {
+                let heard = Heard { asked, life: answer.life, note: answer.note };
+                fs.state.leases.table().learn(&heard, node, heard.note.node, &attr, false);
+                Ok(fs.opened(node, flags, answer.epoch, handle))
             }
             _ => Err(errno(Ended::Protocol)),
         };
-        self.ask(caller, Op::Open { node, flags }, Payload::default(), read, done);
+        self.ask(caller, op, Payload::default(), read, done);
+    }
+
+    /// Notes an open file. The kernel keeps what pages it has if they are known to be good.
+    fn opened(&self, node: Node, flags: OpenFlags, epoch: u64, handle: Handle) -> Opened {
+        // While nobody has it open, pages that may be old can be dropped at once.
+        let keep = !self.scrub_needed(node) && self.state.leases.table().clean(node, Instant::now());
+        let file = OpenFile::new(node, flags, false, false, epoch, handle);
+        let kept = if keep { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
+        Opened { file: self.state.handles.lock().add(file), flags: fopen_flags(flags) | kept }
     }
 
     /// Creates and opens a file.
@@ -96,17 +126,24 @@ impl Fs {
         let mode = mode & PERMISSIONS;
         let op = Op::Create { parent, name: name.clone(), mode, flags, by: caller.credentials() };
         let fs = self.clone();
-        let read = move |answer: Answer<'_>| match answer.outcome {
-            Outcome::Created(handle, entry) => {
-                let told = fs.told(parent, name, &entry)?;
-                let node = strongroom_protocol::attr::Node { grant: parent.grant, ino: entry.node.ino };
-                let file = OpenFile::new(node, flags, false, true, answer.epoch, handle);
-                let file = fs.state.handles.lock().add(file);
-                Ok((told, Opened { file, flags: fopen_flags(flags) }))
+        // It may be there already, and then it may be cut.
+        let there = self.stands_for(parent, &name).filter(|_| !flags.exclusive);
+        let nodes: Vec<Node> = [parent].into_iter().chain(there).collect();
+        let read = move |result: Result<Answer<'_>, Errno>, change: OwnChange| {
+            let opened = match &result {
+                Ok(Answer { outcome: Outcome::Created(handle, _), epoch, .. }) => Some((*handle, *epoch)),
+                _ => None,
+            };
+            let (told, (node, _)) = fs.made(parent, &name, result, &change)?;
+            if flags.truncate && !change.concerns(node) {
+                fs.state.leases.table().touched(node);
             }
-            _ => Err(errno(Ended::Protocol)),
+            let (handle, epoch) = opened.ok_or_else(|| errno(Ended::Protocol))?;
+            let file = OpenFile::new(node, flags, false, true, epoch, handle);
+            let file = fs.state.handles.lock().add(file);
+            Ok((told, Opened { file, flags: fopen_flags(flags) }))
         };
-        self.ask(caller, op, Payload::default(), read, done);
+        self.change(caller, (op, Payload::default()), &nodes, read, done);
     }
 
     /// Reads at most `length` bytes; fewer only at the end of the file.
@@ -134,7 +171,7 @@ impl Fs {
         // The kernel sends no more than was agreed upon; should it, the rest is written after a short count.
         let data = data.get(..MAX_DATA).unwrap_or(data);
         let op = Op::Write { handle: Handle(file), offset };
-        self.ask(caller, op, Payload::copy(data), written, done);
+        self.change_file(caller, file, (op, Payload::copy(data)), written, done);
     }
 
     /// A descriptor is closed.
@@ -208,7 +245,7 @@ impl Fs {
         let (offset, length) = range;
         // The bits as they are.
         let op = Op::Fallocate { handle: Handle(file), mode: mode as u32, offset, length };
-        self.ask_done(caller, op, Payload::default(), done);
+        self.change_file(caller, file, (op, Payload::default()), super::nothing, done);
     }
 
     /// The next data or hole.
@@ -245,7 +282,26 @@ impl Fs {
             to_offset: to.1,
             length: length.min(MAX_COPY),
         };
-        self.ask(caller, op, Payload::default(), written, done);
+        self.change_file(caller, to.0, (op, Payload::default()), written, done);
+    }
+
+    /// Asks for a change of an open file's contents.
+    fn change_file<T>(
+        &self,
+        caller: Caller,
+        file: u64,
+        asking: (Op, Payload),
+        read: impl FnOnce(Answer<'_>) -> Result<T, Errno> + Send + 'static,
+        done: impl FnOnce(Result<T, Errno>) + Send + 'static,
+    ) {
+        let open = self.state.handles.lock().get(file);
+        let Some(open) = open else { return done(Err(Errno::EBADF)) };
+        let (fs, node) = (self.clone(), open.node);
+        let read = move |result: Result<Answer<'_>, Errno>, change: OwnChange| {
+            fs.ended_plainly(&change, result.as_ref().ok(), node);
+            read(result?)
+        };
+        self.change(caller, asking, &[node], read, done);
     }
 }
 

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use strongroom_contracts::Rights;
 use strongroom_protocol::attr::{LockKind, Time};
 use strongroom_protocol::hello::GrantInfo;
+use strongroom_protocol::lease::Note;
 use strongroom_protocol::readdir::{self, DirEntry};
 use strongroom_protocol::reply::Failure;
 
@@ -32,7 +33,9 @@ impl Carrier for Scripted {
         self.asked.lock().push((call.op, call.data.bytes().to_vec()));
         let answer = self.answers.lock().pop_front().expect("asked more than the script answers");
         match answer {
-            Ok((outcome, data)) => (call.done)(Ok(Answer { outcome, data: &data, epoch: 1 })),
+            Ok((outcome, data)) => {
+                (call.done)(Ok(Answer { outcome, data: &data, epoch: 1, note: Note::default(), life: 1 }))
+            }
             Err(ended) => (call.done)(Err(ended)),
         }
     }
@@ -236,9 +239,9 @@ fn owners_are_shown_as_the_grant_says() {
     let single = bench.root(0);
     let preserve = bench.root(1);
     bench.outcome(Outcome::Attr(attr(100, libc::S_IFDIR | 0o755)));
-    assert_eq!(wait(|done| bench.fs.getattr(ME, single, None, done)).unwrap().uid, 1000);
+    assert_eq!(wait(|done| bench.fs.getattr(ME, single, None, done)).unwrap().attr.uid, 1000);
     bench.outcome(Outcome::Attr(attr(100, libc::S_IFDIR | 0o755)));
-    assert_eq!(wait(|done| bench.fs.getattr(ME, preserve, None, done)).unwrap().uid, 7);
+    assert_eq!(wait(|done| bench.fs.getattr(ME, preserve, None, done)).unwrap().attr.uid, 7);
 }
 
 #[test]
@@ -444,6 +447,7 @@ fn page(range: std::ops::Range<u64>, with: bool) -> Script {
             kind: 8,
             name: Name::new(format!("f{n}").as_bytes()).unwrap(),
             attr: with.then(|| attr(1000 + n, libc::S_IFREG | 0o644)),
+            leased: false,
         };
         readdir::push(&mut data, &entry).unwrap();
     }
@@ -452,7 +456,7 @@ fn page(range: std::ops::Range<u64>, with: bool) -> Script {
 
 fn opendir(bench: &Bench, number: u64) -> u64 {
     bench.outcome(Outcome::Opened(Handle(1), attr(100, libc::S_IFDIR | 0o755)));
-    wait(|done| bench.fs.opendir(ME, number, done)).unwrap()
+    wait(|done| bench.fs.opendir(ME, number, done)).unwrap().file
 }
 
 #[test]

@@ -7,6 +7,8 @@ use fuser::Errno;
 use parking_lot::Mutex;
 use strongroom_protocol::attr::{Handle, Node, OpenFlags};
 
+use crate::lease::Asked;
+
 /// Where an open file stands with the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wire {
@@ -45,6 +47,19 @@ pub struct Listing {
     pub plus: bool,
     /// The entries not yet used.
     pub data: Vec<u8>,
+    /// The listing from the start, as long as every page of it may be kept.
+    pub survey: Option<Survey>,
+}
+
+/// A listing from the start of which all names have been learnt so far.
+#[derive(Clone, Copy, Debug)]
+pub struct Survey {
+    /// When its first page was asked for.
+    pub asked: Asked,
+    /// The stamp of the first page.
+    pub stamp: u64,
+    /// Where the next page must begin.
+    pub next: u64,
 }
 
 impl OpenFile {
@@ -127,6 +142,11 @@ impl Handles {
         list.iter().copied().find(|number| {
             self.open.get(number).is_some_and(|file| file.wire.lock().dead.is_none() && suits(file))
         })
+    }
+
+    /// Whether a node is open.
+    pub fn has(&self, node: Node) -> bool {
+        self.by_node.contains_key(&node)
     }
 
     /// All open files, in the order in which they were opened.
