@@ -141,7 +141,7 @@ impl Gateway {
             audit,
             ledger,
             engine,
-            threads: Threads::new(start.limits.connections + start.limits.workers + 64),
+            threads: Threads::new(start.limits.connections + 2 * start.limits.workers + 64),
             registry: Mutex::default(),
             parked: Parked::new(start.limits.waiting),
             machine,

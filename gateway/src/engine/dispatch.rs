@@ -1,8 +1,11 @@
 //! From operations to the gate and the store.
 
+use std::time::Duration;
+
 use rustix::io::Errno;
-use strongroom_protocol::attr::{Handle, Node};
+use strongroom_protocol::attr::{Handle, Node, OpenFlags};
 use strongroom_protocol::codec;
+use strongroom_protocol::lease::LeaseTerms;
 use strongroom_protocol::name::Name;
 use strongroom_protocol::op::Op;
 use strongroom_protocol::reply::{Failure, Outcome};
@@ -48,7 +51,9 @@ pub(super) fn hardly_blocks(session: &EngineSession, op: &Op) -> bool {
     match op {
         // Closing the last handle of a file without names frees its blocks, which takes time.
         Op::Release { handle, .. } => session.handles.get(*handle).is_ok_and(|open| !open.node.is_gone()),
-        Op::Lookup { .. }
+        Op::TakeLeases
+        | Op::Recalled { .. }
+        | Op::Lookup { .. }
         | Op::Getattr { .. }
         | Op::Read { .. }
         | Op::Readdir { .. }
@@ -66,23 +71,35 @@ pub(super) fn hardly_blocks(session: &EngineSession, op: &Op) -> bool {
 
 /// Carries out a request. `None`: it would block and may not.
 pub(super) fn serve(gate: &Gate<'_>, call: Call<'_>, out: &mut ReplyBuf) -> Option<Served> {
-    let (outcome, claim) = match again(gate, || attempt(gate, call, out)) {
+    let (outcome, claim) = match again(gate, call.waits, || attempt(gate, call, out)) {
         Ok(Answer { outcome: None, .. }) => return Some(Served::Later),
         Ok(Answer { outcome: Some(outcome), claim, .. }) => (outcome, claim),
         Err(Refusal::Failed(failure)) => (Outcome::Failed(failure), None),
-        Err(Refusal::Count(_) | Refusal::WouldBlock) if gate.inline => return None,
-        Err(Refusal::Count(_) | Refusal::WouldBlock) => (Done::failed(Errno::AGAIN).outcome, None),
+        Err(Refusal::Count(_) | Refusal::Recall | Refusal::WouldBlock) if gate.inline => return None,
+        Err(Refusal::Count(_) | Refusal::Recall | Refusal::WouldBlock) => {
+            (Done::failed(Errno::AGAIN).outcome, None)
+        }
     };
-    gate.session.count(&outcome, if outcome == Outcome::Data { out.data().len() } else { 0 });
-    Some(Served::Done(Done { outcome, claim }))
+    let has_data = matches!(outcome, Outcome::Data | Outcome::Opened(..));
+    gate.session.count(&outcome, if has_data { out.data().len() } else { 0 });
+    Some(Served::Done(Done { outcome, claim, note: gate.deal.note() }))
 }
 
-/// Attempts something until no subtree has to be counted first; then makes sure that others have noticed.
-pub(super) fn again(gate: &Gate<'_>, mut act: impl FnMut() -> Checked<Answer>) -> Checked<Answer> {
+/// Attempts something until no subtree has to be counted first and nobody has to let go of leases; then makes sure that
+/// others have noticed. `waits`: see [`Call::waits`].
+pub(super) fn again(
+    gate: &Gate<'_>,
+    waits: &dyn Fn(),
+    mut act: impl FnMut() -> Checked<Answer>,
+) -> Checked<Answer> {
     let tree = &gate.engine.tree;
     for _ in 0..ATTEMPTS {
+        gate.deal.begin();
         match act() {
             Err(Refusal::Count(meter)) if !gate.inline => meter.ensure_counted(tree)?,
+            Err(Refusal::Recall) if !gate.inline => {
+                gate.deal.settle(gate.engine, gate.admission.turnstile(), waits)?;
+            }
             Ok(answer) => {
                 if answer.settle {
                     tree.sections.settle();
@@ -97,7 +114,7 @@ pub(super) fn again(gate: &Gate<'_>, mut act: impl FnMut() -> Checked<Answer>) -
 
 fn attempt(gate: &Gate<'_>, call: Call<'_>, out: &mut ReplyBuf) -> Checked<Answer> {
     out.clear();
-    let Call { id, op, data, later } = call;
+    let Call { id, op, data, later, .. } = call;
     Ok(match op {
         Op::Lookup { parent, name } => {
             store::lookup::lookup(&gate.entry(op, *parent)?, name.as_bytes())?.into()
@@ -192,12 +209,57 @@ fn attempt(gate: &Gate<'_>, call: Call<'_>, out: &mut ReplyBuf) -> Checked<Answe
             Outcome::Done.into()
         }
         Op::Ping | Op::Bye => Outcome::Done.into(),
+        Op::TakeLeases => take_leases(gate).into(),
+        Op::Recalled { id } => {
+            // A recall that was sent on several connections may be answered more than once.
+            gate.session.lessee.answered(*id);
+            Outcome::Done.into()
+        }
+        Op::OpenRead { node, flags, offset, length } => {
+            open_read(gate, op, *node, *flags, (*offset, *length), out)?.into()
+        }
     })
+}
+
+fn take_leases(gate: &Gate<'_>) -> Outcome {
+    gate.session.lessee.begin();
+    let offered = &gate.engine.options.leases;
+    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    Outcome::Terms(LeaseTerms {
+        keep_ms: ms(offered.keep),
+        recall_ms: u32::try_from(ms(offered.recall)).unwrap_or(u32::MAX),
+        most: u32::try_from(gate.session.bounds.leases).unwrap_or(u32::MAX),
+    })
+}
+
+fn open_read(
+    gate: &Gate<'_>,
+    op: &Op,
+    node: Node,
+    flags: OpenFlags,
+    (offset, length): (u64, u32),
+    out: &mut ReplyBuf,
+) -> Checked<Outcome> {
+    let opened = store::open::open(&gate.node(op, node, None)?, flags)?;
+    let Outcome::Opened(handle, _) = &opened else { return Ok(opened) };
+    let read = Op::Read { handle: *handle, offset, length };
+    let read = gate.handle(&read, *handle).and_then(|permit| store::read::read(&permit, offset, length, out));
+    if let Err(refusal) = read {
+        // Nobody knows of the handle.
+        gate.session.handles.remove(*handle)?;
+        return Err(refusal);
+    }
+    Ok(opened)
 }
 
 fn forget(gate: &Gate<'_>, data: &[u8]) -> Checked<Outcome> {
     let nodes: Vec<Node> = codec::decode_list(data).map_err(|_| Refusal::Failed(Failure::Malformed))?;
-    nodes.into_iter().for_each(|node| gate.session.nodes.forget(node));
+    for node in nodes {
+        if let Some(known) = gate.session.nodes.get(node) {
+            gate.session.lessee.forget(&known.node, node.grant);
+        }
+        gate.session.nodes.forget(node);
+    }
     Ok(Outcome::Done)
 }
 
@@ -235,7 +297,8 @@ pub(super) fn describe(session: &EngineSession, op: &Op) -> String {
         | Op::Getxattr { node: key }
         | Op::Listxattr { node: key }
         | Op::Setxattr { node: key, .. }
-        | Op::Removexattr { node: key } => node(*key, None),
+        | Op::Removexattr { node: key }
+        | Op::OpenRead { node: key, .. } => node(*key, None),
         Op::Read { handle: open, .. }
         | Op::Write { handle: open, .. }
         | Op::Flush { handle: open, .. }
@@ -250,6 +313,8 @@ pub(super) fn describe(session: &EngineSession, op: &Op) -> String {
             let mount = session.grants.get(usize::from(*grant)).map(|grant| grant.terms.mount.to_string());
             mount.unwrap_or_default()
         }
-        Op::Forget | Op::CancelLock { .. } | Op::Ping | Op::Bye => String::new(),
+        Op::Forget | Op::CancelLock { .. } | Op::Ping | Op::Bye | Op::TakeLeases | Op::Recalled { .. } => {
+            String::new()
+        }
     }
 }

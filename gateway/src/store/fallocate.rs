@@ -8,6 +8,7 @@ use super::sizes;
 use crate::gate::refusal::{Checked, Refusal};
 use crate::gate::rules::Deed;
 use crate::gate::{OnHandle, Permit};
+use crate::leases::Change;
 use crate::tree::Stat;
 
 const KNOWN: FallocateFlags = FallocateFlags::KEEP_SIZE
@@ -55,9 +56,11 @@ pub(crate) fn fallocate(
             return Err(Refusal::errno(Errno::OPNOTSUPP));
         }
     }
+    permit.changing(&[(&open.node, Change::All { data: true, open: false })])?;
     let result = system_fallocate(file, mode, offset, length);
     // Also after a failure: the file may have grown on the way.
     change.done(Stat::of(file)?.size());
     result?;
+    permit.wrote(&open.node, file);
     Ok(Outcome::Done)
 }

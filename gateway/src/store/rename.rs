@@ -8,6 +8,7 @@ use strongroom_protocol::reply::Outcome;
 use super::unlink::Vanishing;
 use crate::gate::refusal::{Checked, Refusal};
 use crate::gate::{InDirs, Permit};
+use crate::leases::Change;
 use crate::quota::{Limit, MeterSet, Reservation};
 use crate::tree::{Node, Stat};
 
@@ -59,12 +60,17 @@ pub(crate) fn rename(
         || target
             .as_ref()
             .is_some_and(|(other, _)| mode == RenameMode::Exchange && tree.crosses(other, to, from));
+    let mine = Change::All { data: false, open: false };
+    let names = [(from, Change::Name(name)), (to, Change::Name(new_name)), (&node, mine)];
     if mode == RenameMode::Exchange {
         let (other, _) = target.as_ref().ok_or_else(|| Refusal::errno(Errno::NOENT))?;
+        permit.changing(&[&names[..], &[(other, mine)]].concat())?;
+        permit.moving(crosses, &[&node, other])?;
         act()?;
         tree.moved(&node, (from, name), (to, new_name));
         tree.moved(other, (to, new_name), (from, name));
         drop(change);
+        permit.moved_names();
         return Ok((Outcome::Done, crosses));
     }
     let vanishing =
@@ -77,6 +83,15 @@ pub(crate) fn rename(
         None => None,
     };
     let moving = across.then(|| Moving::prepare(&stat, &old_meters, &new_meters, &limits)).transpose()?;
+    match (&vanishing, &target) {
+        (Some(vanishing), Some(target)) => {
+            let open = target.nlink() <= 1 || vanishing.node.is_dir();
+            let victim = (&vanishing.node, Change::All { data: false, open });
+            permit.changing(&[&names[..], &[victim]].concat())?;
+        }
+        _ => permit.changing(&names)?,
+    }
+    permit.moving(crosses, &[&node])?;
     act()?;
     if let (Some(vanishing), Some(target)) = (&vanishing, &target) {
         vanishing.vanished(tree, to, new_name, target);
@@ -86,6 +101,7 @@ pub(crate) fn rename(
         moving.done(&stat);
     }
     drop(change);
+    permit.moved_names();
     Ok((Outcome::Done, crosses))
 }
 

@@ -7,6 +7,7 @@ use strongroom_protocol::reply::Outcome;
 
 use crate::gate::refusal::Checked;
 use crate::gate::{InDir, Permit};
+use crate::leases::Change;
 use crate::quota::MeterSet;
 use crate::tree::{Node, Stat, Tree};
 
@@ -30,10 +31,13 @@ fn remove(permit: &Permit<'_, InDir>, name: &[u8], how: AtFlags) -> Checked<(Out
     // A size must not change between the look at it and the end of the file.
     let size = vanishing.node.size.lock();
     let stat = tree.stat_at(&parent, name)?;
+    let open = stat.nlink() <= 1 || vanishing.node.is_dir();
+    permit.changing(&[(dir, Change::Name(name)), (&vanishing.node, Change::All { data: false, open })])?;
     unlinkat(&*parent, name, how)?;
     let crosses = vanishing.vanished(tree, dir, name, &stat);
     drop(size);
     drop(change);
+    permit.changed_names(dir);
     Ok((Outcome::Done, crosses))
 }
 
