@@ -579,7 +579,8 @@ impl Table {
         if self.leaving > lessee.most / 16 {
             return chosen;
         }
-        for _ in 0..LOOKS.min(2 * self.slots.len()) {
+        // At most once round: what is used between two looks stays.
+        for _ in 0..LOOKS.min(self.slots.len()) {
             if chosen.len() >= (lessee.most / 16).clamp(1, BATCH) {
                 break;
             }
