@@ -29,6 +29,7 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use rustix::io::Errno;
@@ -45,7 +46,7 @@ pub use types::*;
 use crate::gate::Gate;
 use crate::gate::grant::GrantState;
 use crate::handles::Handles;
-use crate::leases::{Deal, Lessee, LesseeParts, Lessees, Mode};
+use crate::leases::{Deal, Grace, Lessee, LesseeParts, Lessees, Mode};
 use crate::locks::Locks;
 use crate::nodes::Nodes;
 use crate::store;
@@ -56,6 +57,7 @@ pub(crate) struct Shared {
     pub(crate) tree: Arc<Tree>,
     pub(crate) locks: Locks,
     pub(crate) lessees: Lessees,
+    pub(crate) grace: Grace,
     pub(crate) options: EngineOptions,
     /// The process may make files for others.
     pub(crate) privileged: bool,
@@ -113,6 +115,7 @@ impl Engine {
             tree,
             locks: Locks::default(),
             lessees: Lessees::default(),
+            grace: Grace::default(),
             options,
             privileged: rustix::process::geteuid().is_root(),
             started: replay::now(),
@@ -193,6 +196,13 @@ impl Engine {
     /// While on, only locks that are reclaimed are given (after a restart); others fail with `Grace`.
     pub fn set_lock_grace(&self, on: bool) {
         self.shared.locks.set_grace(on);
+    }
+
+    /// After a restart: sessions whose clients had leases of the former process. Until they take leases again or end, or
+    /// the time of a recall has passed, what they might keep is not changed.
+    pub fn begin_lease_grace<'s>(&self, sessions: impl Iterator<Item = &'s EngineSession>) {
+        let missing = sessions.map(|session| session.number).collect();
+        self.shared.grace.begin(missing, Instant::now() + self.shared.options.leases.recall);
     }
 
     fn gate<'a>(
@@ -336,6 +346,7 @@ impl EngineSession {
         let (locks, waiting) = self.engine.locks.release_session(self.number);
         self.lessee.end();
         self.engine.lessees.remove(self.number);
+        self.engine.grace.back(self.number);
         self.nodes.clear();
         self.claims.lock().clear();
         self.grants.iter().for_each(GrantState::close);

@@ -13,7 +13,7 @@ use strongroom_protocol::reply::Event;
 use crate::audit::{Audit, AuditError, Record};
 use crate::clock::Clock;
 use crate::config::Limits;
-use crate::engine::{Engine, EngineError, EngineOptions, SpecialFiles};
+use crate::engine::{Engine, EngineError, EngineOptions, LeaseOptions, SpecialFiles};
 use crate::ledger::{Ledger, LedgerError};
 use crate::session::parked::Parked;
 use crate::session::registry::Registry;
@@ -22,6 +22,8 @@ use crate::threads::Threads;
 
 /// How long a fenced connection stays, so that its client hears why.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// How long clients keep what they have leases on, where nobody notices what an administrator changes.
+const BLIND: Duration = Duration::from_secs(1);
 /// How often the housekeeping looks around, at least.
 const TICK: Duration = Duration::from_secs(1);
 /// How long a stop waits for operations under way.
@@ -125,7 +127,9 @@ impl Gateway {
         let audit =
             Audit::open(state, start.limits.audit_bytes, start.limits.audit_files, start.clock.clone())?;
         let ledger = Ledger::open(&state.join("ledger.redb"), &id, now)?;
-        let options = EngineOptions { special_files: start.special_files, ..EngineOptions::default() };
+        let leases = LeaseOptions { recall: start.limits.recall, keep: start.limits.keep.unwrap_or(BLIND) };
+        let options =
+            EngineOptions { leases, special_files: start.special_files, ..EngineOptions::default() };
         let engine = Engine::open(start.data, options)?;
         let sessions_dir = state.join("sessions");
         make_directory(&sessions_dir)?;
@@ -157,7 +161,10 @@ impl Gateway {
             text: Some(format!("{} boot {:016x}", env!("CARGO_PKG_VERSION"), gateway.boot)),
             ..Record { event: "start", ..Record::default() }
         });
-        if gateway.find_sessions()? {
+        let had_locks = gateway.find_sessions()?;
+        let lessees = gateway.sessions_where(|session| session.slots.leases_taken());
+        gateway.engine.begin_lease_grace(lessees.iter().map(|session| &session.engine));
+        if had_locks {
             gateway.engine.set_lock_grace(true);
             *gateway.lock_grace_until.lock() = Some(Instant::now() + gateway.limits.lock_grace);
         }

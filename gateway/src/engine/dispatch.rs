@@ -223,6 +223,7 @@ fn attempt(gate: &Gate<'_>, call: Call<'_>, out: &mut ReplyBuf) -> Checked<Answe
 
 fn take_leases(gate: &Gate<'_>) -> Outcome {
     gate.session.lessee.begin();
+    gate.engine.grace.back(gate.session.number);
     let offered = &gate.engine.options.leases;
     let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     Outcome::Terms(LeaseTerms {

@@ -115,6 +115,10 @@ pub struct Call<'a> {
 
 /// What became of a request.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it is returned, never stored, and almost always the larger one"
+)]
 pub enum Served {
     /// It is finished.
     Done(Done),

@@ -9,12 +9,13 @@ use strongroom_protocol::lease::Lease;
 use super::grant::GrantState;
 use super::refusal::Checked;
 use super::{InDirs, Permit, Scope};
-use crate::leases::{Change, Held, Lessee, Wish};
+use crate::leases::{Change, Deed, Held, Lessee, Wish};
 use crate::tree::{Node, Stat};
 
 impl Scope<'_> {
     /// Only where names and attributes may be seen is there anything to keep.
     fn hold(&self, node: &Arc<Node>, wish: Wish) -> Checked<Held> {
+        self.deal.in_time(&self.engine.grace, Deed::Read)?;
         self.deal.hold(node, self.number, wish, self.has(Right::List))
     }
 }
@@ -66,7 +67,15 @@ impl<On> Permit<'_, On> {
         Ok((leased && held.fresh, leased))
     }
 
-    /// To be called after a node was made or changed, and before its attributes are read for the reply.
+    /// To be called after a node was made and noted. What was read of it before is still true and, if it is a directory, it
+    /// is empty, or else nothing may be kept.
+    pub(crate) fn made(&self, node: &Arc<Node>) {
+        if self.changed(node) != Lease::None && !node.leases.is_pristine() {
+            self.found_other();
+        }
+    }
+
+    /// To be called after a node was changed, and before its attributes are read for the reply.
     pub(crate) fn changed(&self, node: &Arc<Node>) -> Lease {
         // All others have let go; and what is done is done.
         let held = self.scope.hold(node, Wish::Write);
@@ -99,6 +108,9 @@ impl<On> Permit<'_, On> {
     /// # Errors
     /// [`super::refusal::Refusal::Recall`] if others must let go first.
     pub(crate) fn changing(&self, changes: &[(&Arc<Node>, Change<'_>)]) -> Checked<()> {
+        let contents = |(_, change): &(_, Change<'_>)| matches!(change, Change::All { data: true, .. });
+        let deed = if changes.iter().all(contents) { Deed::ChangeContents } else { Deed::Change };
+        self.scope.deal.in_time(&self.scope.engine.grace, deed)?;
         self.scope.deal.changing(self.scope.number, changes)
     }
 

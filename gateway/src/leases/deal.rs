@@ -8,6 +8,7 @@ use strongroom_protocol::attr::Attr;
 use strongroom_protocol::lease::{Lease, Note, What};
 use strongroom_protocol::reply::Failure;
 
+use super::grace::{Deed, Grace};
 use super::lessee::{Lessee, Need};
 use super::node::{Change, Key, Wish, covers};
 use super::wait::Wait;
@@ -66,6 +67,8 @@ pub(crate) struct Deal {
     barred: RefCell<Vec<Arc<Lessee>>>,
     note: RefCell<Note>,
     rounds: Cell<u32>,
+    /// It has to wait for the grace after a start.
+    early: Cell<bool>,
 }
 
 impl Deal {
@@ -80,6 +83,7 @@ impl Deal {
             barred: RefCell::default(),
             note: RefCell::default(),
             rounds: Cell::new(0),
+            early: Cell::new(false),
         }
     }
 
@@ -91,6 +95,19 @@ impl Deal {
         self.since.set(since);
         self.note.replace(Note::default());
         self.needs.borrow_mut().clear();
+    }
+
+    /// Refuses an operation that comes too early after a start of the process.
+    ///
+    /// # Errors
+    /// [`Refusal::Recall`].
+    pub(crate) fn in_time(&self, grace: &Grace, deed: Deed) -> Checked<()> {
+        let Some(lessee) = &self.lessee else { return Ok(()) };
+        if !grace.holds_up(lessee.number, deed) {
+            return Ok(());
+        }
+        self.early.set(true);
+        Err(Refusal::Recall)
     }
 
     /// What the client is told.
@@ -255,14 +272,20 @@ impl Deal {
                 holders.push((until, lessee));
             }
         }
+        let grace = if self.early.take() { engine.grace.join(&wait) } else { None };
         wait.done();
-        let result = if wait.is_over() {
-            Ok(())
-        } else {
-            waits();
-            Deal::wait(&wait, holders)
-        };
-        result
+        if wait.is_over() {
+            return Ok(());
+        }
+        waits();
+        if let Some(until) = grace {
+            match wait.sleep(until) {
+                Rung::Fenced => return Err(Failure::Fenced.into()),
+                Rung::Over => return Ok(()),
+                Rung::Late => engine.grace.end(),
+            }
+        }
+        Deal::wait(&wait, holders)
     }
 
     fn wait(wait: &Arc<Wait>, holders: Vec<(Instant, Arc<Lessee>)>) -> Checked<()> {

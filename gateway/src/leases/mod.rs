@@ -17,6 +17,7 @@
 //! marks, and is attempted anew.
 
 mod deal;
+mod grace;
 mod lessee;
 mod node;
 mod wait;
@@ -29,6 +30,7 @@ use parking_lot::Mutex;
 use strongroom_contracts::ContractId;
 
 pub(crate) use deal::{Deal, Held, Mode};
+pub(crate) use grace::{Deed, Grace};
 pub use lessee::Teller;
 pub(crate) use lessee::{Lessee, LesseeParts, Offences};
 pub(crate) use node::{Change, Key, NodeLeases, Wish};

@@ -112,6 +112,7 @@ impl Holder {
 }
 
 #[derive(Default)]
+#[expect(clippy::box_collection, reason = "every node has one of these, and hardly any has many holders")]
 enum Holders {
     #[default]
     None,
@@ -132,6 +133,8 @@ pub(super) struct State {
     by: Option<Key>,
     /// The only holder has an exclusive lease.
     exclusive: bool,
+    /// It has ever been changed, or was about to be, since the gateway knows of it.
+    changed: bool,
 }
 
 impl State {
@@ -147,6 +150,7 @@ impl State {
             self.by = Some(Key::MIXED);
         }
         self.changing += 1;
+        self.changed = true;
     }
 
     pub(super) fn end_change(&mut self) {
@@ -265,13 +269,13 @@ impl State {
     }
 
     /// Everybody but `key`.
-    pub(super) fn for_others(&mut self, key: Key, mut act: impl FnMut(&mut Holder)) {
+    pub(super) fn for_others(&mut self, key: Key, act: impl FnMut(&mut Holder)) {
         match &mut self.holders {
             Holders::None => {}
             Holders::One(one) => Some(one).into_iter().filter(|one| one.key != key).for_each(act),
             Holders::Few(few) => few.iter_mut().filter(|holder| holder.key != key).for_each(act),
             Holders::Many(many) => {
-                many.values_mut().filter(|holder| holder.key != key).for_each(|holder| act(holder));
+                many.values_mut().filter(|holder| holder.key != key).for_each(act);
             }
         }
     }
@@ -284,6 +288,11 @@ pub(crate) struct NodeLeases(Mutex<State>);
 impl NodeLeases {
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock()
+    }
+
+    /// Whether nothing of it was changed through the gateway since the gateway knows of it.
+    pub(crate) fn is_pristine(&self) -> bool {
+        !self.0.lock().changed
     }
 
     /// Whether anybody but `key` holds a lease.

@@ -109,8 +109,8 @@ impl Gateway {
             let outcome = begun.map_or_else(Outcome::Failed, Syncing::run);
             return finish(path, outcome);
         }
-        if matches!(request.op, Op::TakeLeases) {
-            self.before_leases(session);
+        if matches!(request.op, Op::TakeLeases) && !self.prepare_leases(session) {
+            return finish(path, Outcome::Failed(Failure::Errno(EIO)));
         }
         let served = if request.op.needs_slot() {
             self.slotted(session, &admission, request, call, out)
@@ -150,9 +150,16 @@ impl Gateway {
         }
     }
 
-    fn before_leases(&self, session: &Arc<Session>) {
+    /// Makes sure that the session can be told of recalls, also by a successor of this process.
+    fn prepare_leases(&self, session: &Arc<Session>) -> bool {
         let teller = ToldByLinks { session: Arc::downgrade(session), threads: self.threads.clone() };
         session.engine.answer_to(Arc::new(teller));
+        let noted = session.slots.note_leases();
+        if let Err(error) = &noted {
+            let text = format!("no leases for the session: {error}");
+            self.audit.count(Record { text: Some(text), ..session.record("lost") });
+        }
+        noted.is_ok()
     }
 
     /// Records what the contract and the outcome ask for. `path`: what it is about, under `audit = "strict"`.

@@ -73,7 +73,7 @@ fn create_new(
     let node = tree.note(dir, name, &stat);
     // Still under the change: nobody can have taken the name away, so the count of handles is in time.
     let used = Use::of(&node);
-    permit.changed(&node);
+    permit.made(&node);
     drop(change);
     permit.changed_names(dir);
     let entry = permit.tell_made(&node, &stat);

@@ -33,8 +33,7 @@ pub(super) fn make(
     room.keep();
     let stat = tree.stat_at(&parent, name)?;
     let node = tree.note(dir, name, &stat);
-    // Still under the change: nobody else can have found it.
-    permit.changed(&node);
+    permit.made(&node);
     drop(change);
     permit.changed_names(dir);
     Ok(Outcome::Entry(permit.tell_made(&node, &stat)))
