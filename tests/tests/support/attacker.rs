@@ -270,7 +270,9 @@ impl Attacker {
                 FromGateway::Reply { id, outcome } => return Some((id, outcome, self.frame.take_data())),
                 FromGateway::Event(event) => self.events.push(event),
                 // Told apart only where it matters to a client that caches.
-                FromGateway::Leased { id, outcome, .. } => return Some((id, outcome, self.frame.take_data())),
+                FromGateway::Leased { id, outcome, .. } => {
+                    return Some((id, outcome, self.frame.take_data()));
+                }
             }
         }
     }

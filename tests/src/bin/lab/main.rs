@@ -80,6 +80,9 @@ enum Command {
     Keeper { plan: PathBuf },
     #[command(hide = true)]
     GuestInit { plan: PathBuf, index: usize },
+    /// Do what standard input says, as the tests want it
+    #[command(hide = true)]
+    Agent,
 }
 
 #[derive(Args)]
@@ -159,6 +162,7 @@ fn run(command: Command) -> Result<u8> {
         Command::Down { which, all } => down(&which.name, all).map(|()| 0),
         Command::Keeper { plan } => lab::run_keeper(&plan).map(|()| 0),
         Command::GuestInit { plan, index } => lab::run_guest_init(&plan, index).map(|()| 0),
+        Command::Agent => strongroom_tests::agent::run().map(|()| 0),
     }
 }
 
