@@ -26,7 +26,9 @@ const MAX_BACKGROUND: u16 = 256;
 
 /// Wanted of the kernel; each is left out where it is not offered. What `fuser` 0.18 lets one ask for without supporting it
 /// (SETXATTR_EXT, HANDLE_KILLPRIV_V2, ALLOW_IDMAP, …) is not among them.
-const WANTED: [InitFlags; 9] = [
+const WANTED: [InitFlags; 10] = [
+    // Handles that append bypass the cache; mapping what they have open is still allowed.
+    InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_ASYNC_DIO,
     InitFlags::FUSE_DO_READDIRPLUS,

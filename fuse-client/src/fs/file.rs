@@ -134,7 +134,7 @@ impl Fs {
                 Ok(Answer { outcome: Outcome::Created(handle, _), epoch, .. }) => Some((*handle, *epoch)),
                 _ => None,
             };
-            let (told, (node, _)) = fs.made(parent, &name, result, &change)?;
+            let (told, (node, _)) = fs.made(parent, &name, result, &change, flags.exclusive)?;
             if flags.truncate && !change.concerns(node) {
                 fs.state.leases.table().touched(node);
             }

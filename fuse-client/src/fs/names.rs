@@ -38,9 +38,9 @@ impl Fs {
             Op::Link { node, .. } => vec![parent, *node],
             _ => vec![parent],
         };
-        let directory = matches!(op, Op::Mkdir { .. });
+        let (directory, new) = (matches!(op, Op::Mkdir { .. }), !matches!(op, Op::Link { .. }));
         let read = move |result: Result<Answer<'_>, Errno>, change: OwnChange| {
-            let (told, made) = fs.made(parent, &name, result, &change)?;
+            let (told, made) = fs.made(parent, &name, result, &change, new)?;
             if directory {
                 fs.state.leases.table().learn_empty(&made.1, made.0);
             }
@@ -49,13 +49,14 @@ impl Fs {
         self.change(caller, (op, data), &nodes, read, done);
     }
 
-    /// A name was made, or not.
+    /// A name was made, or not; `new`: its node was as well.
     pub(super) fn made(
         &self,
         parent: Node,
         name: &Name,
         result: Result<Answer<'_>, Errno>,
         change: &OwnChange,
+        new: bool,
     ) -> Result<(Told, (Node, Heard)), Errno> {
         let found = result.as_ref().map_err(|errno| *errno).and_then(|answer| match &answer.outcome {
             Outcome::Entry(entry) | Outcome::Created(_, entry) => Ok(*entry),
@@ -73,6 +74,9 @@ impl Fs {
         // Of what the change did not name, another one may have been under way.
         let asked = if sole.contains(&node) { heard.asked } else { change.asked() };
         let heard = Heard { asked, ..heard };
+        if new {
+            self.state.leases.table().born(node);
+        }
         self.state.leases.table().learn(&heard, node, heard.note.node, &found.attr, fresh);
         let mut told = self.found(parent, name, node, &found.attr, fresh)?;
         // The kernel believes this answer whatever it was told meanwhile, so it may not keep the attributes.

@@ -417,6 +417,8 @@ impl Table {
             }
             held.changed = seq;
             held.attr = None;
+            // The number of a symlink that is removed may be another one's next.
+            held.target = None;
         }
         (Asked { seq, at: change.asked.at }, sole)
     }
@@ -477,6 +479,7 @@ impl Table {
         if let Some(held) = self.nodes.get_mut(&node) {
             held.changed = seq;
             held.attr = None;
+            held.target = None;
         } else {
             self.changed_floor = seq;
         }
@@ -575,6 +578,18 @@ impl Table {
             && held.soiled == soiled
         {
             held.clean = true;
+        }
+    }
+
+    /// A node was made by this guest: what is known of another one that had its number is not known of it.
+    pub fn born(&mut self, node: Node) {
+        let mark = self.mark();
+        if let Some(held) = self.nodes.get_mut(&node) {
+            held.attr = None;
+            held.target = None;
+            held.names = None;
+            held.last = None;
+            held.soil(mark);
         }
     }
 
