@@ -46,7 +46,7 @@ pub use types::*;
 use crate::gate::Gate;
 use crate::gate::grant::GrantState;
 use crate::handles::Handles;
-use crate::leases::{Deal, Grace, Lessee, LesseeParts, Lessees, Mode};
+use crate::leases::{Deal, Grace, Lessee, LesseeParts, Lessees, Mode, Waiting};
 use crate::locks::Locks;
 use crate::nodes::Nodes;
 use crate::store;
@@ -64,6 +64,25 @@ pub(crate) struct Shared {
     /// When it was opened, in the form of a generation.
     pub(crate) started: u64,
     sessions: AtomicU64,
+}
+
+/// A request that waits for other sessions to let go of leases. Its marks stay until it is dropped.
+pub struct Parked {
+    engine: Arc<Shared>,
+    deal: Deal,
+    waiting: Waiting,
+}
+
+impl Parked {
+    /// Whether all that was asked for has been answered, or lost.
+    pub fn is_over(&self) -> bool {
+        self.waiting.is_over()
+    }
+
+    /// Those who have not answered lose their leases: it has lasted too long.
+    pub fn give_up(&self) {
+        self.waiting.give_up(&self.engine);
+    }
 }
 
 /// An fsync(2) that was let in.
@@ -135,6 +154,27 @@ impl Engine {
         let deal = Deal::new(&session.lessee, Mode::Client);
         dispatch::serve(&self.gate(session, admission, false, &deal), call, out)
             .unwrap_or(Served::Done(Done::failed(Errno::IO)))
+    }
+
+    /// The same, but returns where [`Engine::serve`] would wait for other sessions to let go of leases. `parked`: what
+    /// it returned for this request before.
+    ///
+    /// # Errors
+    /// What is waited for; to be handed in again when it is over.
+    pub fn serve_or_park(
+        &self,
+        session: &EngineSession,
+        admission: &Admission,
+        call: Call<'_>,
+        out: &mut ReplyBuf,
+        parked: Option<Box<Parked>>,
+    ) -> Result<Served, Box<Parked>> {
+        let deal = parked.map_or_else(|| Deal::new(&session.lessee, Mode::Client), |parked| parked.deal);
+        let served = dispatch::serve_or_wait(&self.gate(session, admission, false, &deal), call, out);
+        match served {
+            Ok(served) => Ok(served.unwrap_or(Served::Done(Done::failed(Errno::IO)))),
+            Err(waiting) => Err(Box::new(Parked { engine: Arc::clone(&self.shared), deal, waiting })),
+        }
     }
 
     /// Carries out a request if it is of a kind that hardly blocks and the data are in memory; `None`: not done, use

@@ -130,12 +130,26 @@ struct Sim {
     engine: Engine,
     clients: Vec<Client>,
     waiting: Vec<Waiting>,
+    /// Requests that a client has on the way at once.
+    busy: usize,
     now: Instant,
     stamp: i64,
     /// What was known without asking, and true.
     known: usize,
     recalls: usize,
     trace: Vec<String>,
+    /// The directories, which stay.
+    dirs: Vec<(Node, PathBuf)>,
+    truth: Option<Arc<Truth>>,
+}
+
+/// What is on the disk.
+#[derive(Default)]
+struct Truth {
+    /// Every object by its inode number.
+    objects: BTreeMap<u64, std::fs::Metadata>,
+    /// What names in directories lead to.
+    names: BTreeMap<(u64, std::ffi::OsString), u64>,
 }
 
 fn contract() -> Effective {
@@ -186,6 +200,7 @@ impl Sim {
         let leases = LeaseOptions { recall: Duration::from_secs(3600), keep: Duration::from_secs(3600) };
         let engine = Engine::open(dir.path(), EngineOptions { leases, ..EngineOptions::default() }).unwrap();
         let most = if dice.one_in(3) { 4 } else { 1000 };
+        let busy = 1 + dice.roll(5);
         let silent = dice.one_in(3).then(|| dice.roll(CLIENTS));
         let client = |n| {
             let bounds = SessionBounds { leases: most, ..SessionBounds::default() };
@@ -212,12 +227,20 @@ impl Sim {
             engine,
             clients,
             waiting: vec![],
+            busy,
             now: Instant::now(),
             stamp: 0,
             known: 0,
             recalls: 0,
             trace: vec![],
+            dirs: vec![],
+            truth: None,
         };
+        for sub in ["a", "a/d0", "a/d1"] {
+            let path = sim.dir.path().join(sub);
+            let ino = std::fs::metadata(&path).unwrap().ino();
+            sim.dirs.push((Node { grant: 0, ino }, path));
+        }
         (0..CLIENTS).for_each(|client| sim.connect(client));
         sim
     }
@@ -226,31 +249,27 @@ impl Sim {
         self.trace.push(text);
     }
 
-    fn path(&self, dir: u64, text: &str) -> Option<PathBuf> {
-        let root = self.dir.path().join("a");
-        let dirs = [root.clone(), root.join("d0"), root.join("d1")];
-        let found = dirs.into_iter().find(|path| std::fs::metadata(path).is_ok_and(|meta| meta.ino() == dir));
-        found.map(|path| path.join(text))
-    }
-
-    /// Every object by its inode number.
-    fn truth(&self) -> BTreeMap<u64, std::fs::Metadata> {
-        let mut all = BTreeMap::new();
-        let mut todo = vec![self.dir.path().join("a")];
-        while let Some(path) = todo.pop() {
-            let meta = std::fs::symlink_metadata(&path).unwrap();
-            if meta.is_dir() {
-                todo.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+    /// What is on the disk at this moment.
+    fn truth(&mut self) -> Arc<Truth> {
+        let dirs = &self.dirs;
+        let look = || {
+            let mut truth = Truth::default();
+            for (dir, path) in dirs {
+                truth.objects.insert(dir.ino, std::fs::metadata(path).unwrap());
+                for entry in std::fs::read_dir(path).unwrap() {
+                    let entry = entry.unwrap();
+                    let meta = entry.metadata().unwrap();
+                    truth.names.insert((dir.ino, entry.file_name()), meta.ino());
+                    truth.objects.insert(meta.ino(), meta);
+                }
             }
-            all.insert(meta.ino(), meta);
-        }
-        all
+            Arc::new(truth)
+        };
+        self.truth.get_or_insert_with(look).clone()
     }
 
     fn directories(&self) -> Vec<Node> {
-        let root = self.dir.path().join("a");
-        let ino = |path: PathBuf| std::fs::metadata(path).ok().map(|meta| Node { grant: 0, ino: meta.ino() });
-        [root.clone(), root.join("d0"), root.join("d1")].into_iter().filter_map(ino).collect()
+        self.dirs.iter().map(|(dir, _)| *dir).collect()
     }
 
     fn connect(&mut self, which: usize) {
@@ -270,9 +289,9 @@ impl Sim {
 
     /// Makes a directory known to a session, without any lease.
     fn find(&mut self, which: usize, node: Node) {
-        let root = self.dir.path().join("a");
-        let path = self.path(node.ino, "").unwrap();
-        let below = path.strip_prefix(root).unwrap().to_str().unwrap().trim_matches('/').to_owned();
+        let root = &self.dirs[0].1;
+        let (_, path) = self.dirs.iter().find(|(dir, _)| *dir == node).unwrap();
+        let below = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
         let client = &self.clients[which];
         let op = Op::Resolve { grant: 0, ino: node.ino };
         let admission = client.turnstile.enter().unwrap();
@@ -294,10 +313,10 @@ impl Sim {
             self.now += Duration::from_millis(1);
             self.note(format!("-- {step}"));
             match self.dice.roll(100) {
-                0..30 => self.ask(),
-                30..58 => self.arrive(),
-                58..85 => self.hear(),
-                85..95 => self.acknowledge(),
+                0..22 => self.ask(),
+                22..52 => self.arrive(),
+                52..82 => self.hear(),
+                82..95 => self.acknowledge(),
                 95 => self.lose_patience(),
                 96 => self.break_links(),
                 _ => self.forget(),
@@ -328,14 +347,14 @@ impl Sim {
     /// A client asks something.
     fn ask(&mut self) {
         let which = self.dice.roll(CLIENTS);
-        if self.clients[which].open.len() >= 6 {
+        if self.clients[which].open.len() >= self.busy {
             return;
         }
         let Some(dir) = self.dice.pick(&self.directories()) else { return };
         let text = self.dice.pick(&NAMES).unwrap();
         let name_ = name(text);
-        let file = self.path(dir.ino, text).and_then(|path| std::fs::metadata(path).ok());
-        let node = file.map(|meta| Node { grant: 0, ino: meta.ino() });
+        let file = self.truth().names.get(&(dir.ino, text.into())).copied();
+        let node = file.map(|ino| Node { grant: 0, ino });
         let (op, nodes): (Op, Vec<Node>) = match self.dice.roll(12) {
             0..3 => (Op::Lookup { parent: dir, name: name_ }, vec![]),
             3 => (Op::Getattr { node: node.unwrap_or(dir), handle: None }, vec![]),
@@ -437,6 +456,7 @@ impl Sim {
             waits: &|| panic!("nothing is waited for"),
         };
         let parked = request.parked.take();
+        self.truth = None;
         match self.engine.serve_or_park(&client.session, &request.admission, call, &mut out, parked) {
             Ok(Served::Done(done)) => {
                 let message = Message::Reply {
@@ -684,7 +704,10 @@ impl Sim {
     /// A client's kernel forgets a node, while anything may be on its way.
     fn forget(&mut self) {
         let which = self.dice.roll(CLIENTS);
-        let Some(ino) = self.dice.pick(&self.truth().keys().copied().collect::<Vec<_>>()) else { return };
+        let all: Vec<u64> = self.truth().objects.keys().copied().collect();
+        let Some(ino) = self.dice.pick(&all) else {
+            return;
+        };
         let node = Node { grant: 0, ino };
         if self.directories().contains(&node) {
             return;
@@ -717,7 +740,7 @@ impl Sim {
             // What an own change under way may have touched without being known to is seen as it was or as it will be.
             let anything =
                 client.open.values().any(|open| matches!(open.op, Op::Unlink { .. } | Op::Rename { .. }));
-            for (ino, meta) in &truth {
+            for (ino, meta) in &truth.objects {
                 let node = Node { grant: 0, ino: *ino };
                 let Some(attr) = client.table.attr(node, self.now) else { continue };
                 if changing(node) || anything {
@@ -733,12 +756,8 @@ impl Sim {
                 }
             }
             for dir in directories.iter().filter(|dir| !changing(**dir)) {
-                let root = self.dir.path().join("a");
-                let paths = [root.clone(), root.join("d0"), root.join("d1")];
-                let path =
-                    paths.iter().find(|path| std::fs::metadata(path).unwrap().ino() == dir.ino).unwrap();
                 for text in NAMES {
-                    let is = std::fs::symlink_metadata(path.join(text)).ok().map(|meta| meta.ino());
+                    let is = truth.names.get(&(dir.ino, text.into())).copied();
                     let told = match client.table.lookup(*dir, &name(text), self.now) {
                         Found::Unknown => continue,
                         Found::Absent => None,
@@ -757,7 +776,7 @@ impl Sim {
         }
         self.known += known;
         // Whoever may write before he tells anybody is alone with the file.
-        for ino in truth.keys() {
+        for ino in truth.objects.keys() {
             let node = Node { grant: 0, ino: *ino };
             let honest = || self.clients.iter().enumerate().filter(|(_, client)| !client.deluded);
             let Some((alone, _)) = honest().find(|(_, client)| client.table.exclusive(node)) else {

@@ -13,6 +13,7 @@ use strongroom_protocol::reply::{Failure, Outcome};
 use super::{Call, ClaimChange, Done, EngineSession, ReplyBuf, Served};
 use crate::gate::Gate;
 use crate::gate::refusal::{Checked, Refusal};
+use crate::leases::Waiting;
 use crate::locks::How;
 use crate::store;
 
@@ -71,7 +72,34 @@ pub(super) fn hardly_blocks(session: &EngineSession, op: &Op) -> bool {
 
 /// Carries out a request. `None`: it would block and may not.
 pub(super) fn serve(gate: &Gate<'_>, call: Call<'_>, out: &mut ReplyBuf) -> Option<Served> {
-    let (outcome, claim) = match again(gate, call.waits, || attempt(gate, call, out)) {
+    let settle = || {
+        let waiting = gate.deal.ask(gate.engine, gate.admission.turnstile())?;
+        if waiting.is_over() {
+            return Ok(());
+        }
+        (call.waits)();
+        waiting.sleep(gate.engine)
+    };
+    answered(gate, again(gate, &settle, || attempt(gate, call, out)), out)
+}
+
+/// The same, but returns instead of waiting for others to let go of leases.
+pub(super) fn serve_or_wait(
+    gate: &Gate<'_>,
+    call: Call<'_>,
+    out: &mut ReplyBuf,
+) -> Result<Option<Served>, Waiting> {
+    match again(gate, &|| Err(Refusal::Recall), || attempt(gate, call, out)) {
+        Err(Refusal::Recall) => match gate.deal.ask(gate.engine, gate.admission.turnstile()) {
+            Ok(waiting) => Err(waiting),
+            Err(refusal) => Ok(answered(gate, Err(refusal), out)),
+        },
+        other => Ok(answered(gate, other, out)),
+    }
+}
+
+fn answered(gate: &Gate<'_>, answer: Checked<Answer>, out: &ReplyBuf) -> Option<Served> {
+    let (outcome, claim) = match answer {
         Ok(Answer { outcome: None, .. }) => return Some(Served::Later),
         Ok(Answer { outcome: Some(outcome), claim, .. }) => (outcome, claim),
         Err(Refusal::Failed(failure)) => (Outcome::Failed(failure), None),
@@ -86,10 +114,10 @@ pub(super) fn serve(gate: &Gate<'_>, call: Call<'_>, out: &mut ReplyBuf) -> Opti
 }
 
 /// Attempts something until no subtree has to be counted first and nobody has to let go of leases; then makes sure that
-/// others have noticed. `waits`: see [`Call::waits`].
+/// others have noticed. `settle` waits until they have let go.
 pub(super) fn again(
     gate: &Gate<'_>,
-    waits: &dyn Fn(),
+    settle: &dyn Fn() -> Checked<()>,
     mut act: impl FnMut() -> Checked<Answer>,
 ) -> Checked<Answer> {
     let tree = &gate.engine.tree;
@@ -97,9 +125,7 @@ pub(super) fn again(
         gate.deal.begin();
         match act() {
             Err(Refusal::Count(meter)) if !gate.inline => meter.ensure_counted(tree)?,
-            Err(Refusal::Recall) if !gate.inline => {
-                gate.deal.settle(gate.engine, gate.admission.turnstile(), waits)?;
-            }
+            Err(Refusal::Recall) if !gate.inline => settle()?,
             Ok(answer) => {
                 if answer.settle {
                     tree.sections.settle();

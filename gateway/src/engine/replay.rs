@@ -123,7 +123,9 @@ pub(super) fn replayed(gate: &Gate<'_>, before: Before, op: &Op, data: &[u8]) ->
     if before.kind == NOTHING {
         return None;
     }
-    let answer = again(gate, &|| {}, || Ok(took_effect(gate, before, op, data)?.unwrap_or_else(run_again)));
+    let answer = again(gate, &|| Err(Refusal::Recall), || {
+        Ok(took_effect(gate, before, op, data)?.unwrap_or_else(run_again))
+    });
     match answer {
         Ok(Answer { outcome: Some(outcome), claim, .. }) => Some(Done { claim, ..outcome.into() }),
         // Served again, the operation tells what is wrong itself.

@@ -235,16 +235,11 @@ impl Deal {
         self.asked.borrow().iter().any(same)
     }
 
-    /// Recalls what stands in the way, and waits until it does no more. To be called with no lock held.
+    /// Recalls what stands in the way. To be called with no lock held; what is returned is to be waited for.
     ///
     /// # Errors
-    /// `Fenced` if the own session was fenced meanwhile; `EBUSY` if others always get in the way.
-    pub(crate) fn settle(
-        &self,
-        engine: &Shared,
-        turnstile: &Arc<Turnstile>,
-        waits: impl FnOnce(),
-    ) -> Checked<()> {
+    /// `EBUSY` if others always get in the way.
+    pub(crate) fn ask(&self, engine: &Shared, turnstile: &Arc<Turnstile>) -> Checked<Waiting> {
         self.rounds.set(self.rounds.get() + 1);
         if self.rounds.get() > MOST_ROUNDS {
             return Err(Refusal::errno(rustix::io::Errno::BUSY));
@@ -274,42 +269,64 @@ impl Deal {
         }
         let grace = if self.early.take() { engine.grace.join(&wait) } else { None };
         wait.done();
-        if wait.is_over() {
-            return Ok(());
-        }
-        waits();
-        if let Some(until) = grace {
-            match wait.sleep(until) {
-                Rung::Fenced => return Err(Failure::Fenced.into()),
-                Rung::Over => return Ok(()),
-                Rung::Late => engine.grace.end(),
-            }
-        }
-        Deal::wait(&wait, holders)
+        Ok(Waiting { wait, holders, grace })
+    }
+}
+
+/// Answers that are waited for.
+pub(crate) struct Waiting {
+    wait: Arc<Wait>,
+    /// From whom, and until when.
+    holders: Vec<(Instant, Arc<Lessee>)>,
+    /// The end of the grace after a start, if that is waited for.
+    grace: Option<Instant>,
+}
+
+impl Waiting {
+    pub(crate) fn is_over(&self) -> bool {
+        self.wait.is_over()
     }
 
-    fn wait(wait: &Arc<Wait>, holders: Vec<(Instant, Arc<Lessee>)>) -> Checked<()> {
-        let Some(until) = holders.iter().map(|(until, _)| *until).max() else { return Ok(()) };
+    /// Waits for as long as those who are asked have time; then they lose their leases.
+    ///
+    /// # Errors
+    /// `Fenced` if the own session was fenced meanwhile.
+    pub(crate) fn sleep(&self, engine: &Shared) -> Checked<()> {
+        if let Some(until) = self.grace
+            && self.is_late(until)?
+        {
+            engine.grace.end();
+        }
+        let Some(last) = self.holders.iter().map(|(until, _)| *until).max() else { return Ok(()) };
         let now = Instant::now();
         // An answer that has not come after half the time may have been asked for on a connection that is broken.
-        let half = now + until.saturating_duration_since(now) / 2;
-        match wait.sleep(half) {
-            Rung::Fenced => return Err(Failure::Fenced.into()),
-            Rung::Over => return Ok(()),
-            Rung::Late => {}
-        }
-        holders.iter().filter(|(_, lessee)| lessee.is_late(wait)).for_each(|(_, lessee)| lessee.repeat());
-        match wait.sleep(until) {
-            Rung::Fenced => Err(Failure::Fenced.into()),
-            Rung::Over => Ok(()),
-            Rung::Late => {
-                holders
-                    .iter()
-                    .filter(|(_, lessee)| lessee.is_late(wait))
-                    .for_each(|(_, lessee)| lessee.take_away());
-                Ok(())
+        if self.is_late(now + last.saturating_duration_since(now) / 2)? {
+            self.late().for_each(|lessee| lessee.repeat());
+            if self.is_late(last)? {
+                self.give_up(engine);
             }
         }
+        Ok(())
+    }
+
+    fn is_late(&self, until: Instant) -> Checked<bool> {
+        match self.wait.sleep(until) {
+            Rung::Fenced => Err(Failure::Fenced.into()),
+            Rung::Over => Ok(false),
+            Rung::Late => Ok(true),
+        }
+    }
+
+    /// Those who have not answered lose their leases.
+    pub(crate) fn give_up(&self, engine: &Shared) {
+        if self.grace.is_some() {
+            engine.grace.end();
+        }
+        self.late().for_each(|lessee| lessee.take_away());
+    }
+
+    fn late(&self) -> impl Iterator<Item = &Arc<Lessee>> {
+        self.holders.iter().map(|(_, lessee)| lessee).filter(|lessee| lessee.is_late(&self.wait))
     }
 }
 

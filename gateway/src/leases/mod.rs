@@ -29,7 +29,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use strongroom_contracts::ContractId;
 
-pub(crate) use deal::{Deal, Held, Mode};
+pub(crate) use deal::{Deal, Held, Mode, Waiting};
 pub(crate) use grace::{Deed, Grace};
 pub use lessee::Teller;
 pub(crate) use lessee::{Lessee, LesseeParts, Offences};
