@@ -4,7 +4,8 @@
 #   make demo         the story, step by step: grant, work, attack, revoke, reissue
 #   make test         unit tests, tests in the lab, conformance suites
 #   make check        what to run before a commit: format, lints, unit and doc tests, docs, licences
-#   make bench        the mount beside sshfs and a local FUSE passthrough, as a table; revocation under load; contracts
+#   make bench        the mount beside sshfs, GlusterFS, CephFS, MooseFS and a local FUSE passthrough, as a table, JSON and a
+#                     page with plots; revocation under load; contracts. `make bench PEERS=` leaves the heavy peers out
 #   make conformance  pjdfstest and fsx on a real mount (as root)
 #   make soak         the conformance suites with many seeds, and the long tests
 #   make install      to $(DESTDIR)$(PREFIX)/bin, the helper of mount(8) to $(DESTDIR)/sbin, unit files to /etc
@@ -14,6 +15,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 CARGO ?= cargo
 OPS ?= 100000
+PEERS ?= --peers
 SEEDS ?= 1
 SOAK_SEEDS ?= 1 2 3 4 5 6 7 8 9 10
 
@@ -41,7 +43,7 @@ need-lab:
 need-test:
 	@tools/setup.sh build lab test
 need-bench:
-	@tools/setup.sh build lab bench
+	@tools/setup.sh build lab bench $(if $(PEERS),peers)
 
 lab build: need-lab
 	$(BUILD) -p strongroom-tests --bins
@@ -61,7 +63,7 @@ test: need-test
 bench: need-bench
 	$(BUILD) -p strongroom-tests -p strongroom-benches --bins
 	@$(LINK)
-	$(BIN)/bench $(BENCH_ARGS)
+	$(BIN)/bench $(PEERS) --json "$(TARGET)/bench/results.json" --html "$(TARGET)/bench/results.html" $(BENCH_ARGS)
 	$(BIN)/revoke $(REVOKE_ARGS)
 	$(CARGO) bench --locked -p strongroom-benches --bench verify
 

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Install what Strongroom's make targets need on Debian, or, without root, say exactly what to install.
 #
-#   tools/setup.sh [build] [lab] [test] [bench] [check]      default: all of them
+#   tools/setup.sh [build] [lab] [test] [bench] [peers] [check]      default: all of them but peers
 #
 # Does nothing, quickly, when everything is there. Debian packages need root; cargo tools go to target/tools.
 set -eu
@@ -32,8 +32,12 @@ for group; do
       tool pjdfstest 0.2.2; tool fsx 0.3.2;;
     bench) need sshfs sshfs; need bindfs bindfs; need sshd openssh-server; need ssh openssh-client; need git git; need sqlite3 sqlite3
       need tar tar; need find findutils; need grep grep;;
+    # Only on demand: some hundred megabytes.
+    peers) need glusterd glusterfs-server; need glusterfs glusterfs-client; need openssl openssl
+      need ceph-mon ceph-mon; need ceph-mgr ceph-mgr; need ceph-osd ceph-osd; need ceph-mds ceph-mds; need ceph ceph-common
+      need ceph-fuse ceph-fuse; need mfsmaster moosefs-master; need mfschunkserver moosefs-chunkserver; need mfsmount moosefs-client;;
     check) tool cargo-deny 0.20.2;;
-    *) echo "setup: there is no group \`$group\`: build, lab, test, bench, check" >&2; exit 2;;
+    *) echo "setup: there is no group \`$group\`: build, lab, test, bench, peers, check" >&2; exit 2;;
   esac
 done
 
