@@ -9,6 +9,7 @@
 pub mod command;
 mod narrowing;
 mod output;
+mod sys;
 mod view;
 
 // What the programs of the base domain share has a room of its own.

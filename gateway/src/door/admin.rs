@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use strongroom_channel::{Channel, ChannelError, Frame, Sender, ServerTls, Socket};
 use strongroom_contracts::PublicKey;
 use strongroom_protocol::ALPN_ADMIN;
@@ -19,11 +20,15 @@ use crate::fence::{RevokeError, Revoked};
 use crate::gateway::Gateway;
 use crate::ledger::LedgerError;
 use crate::session::Session;
+use crate::sys::{Pace, set_pace};
 
 /// Connections of administrators at a time.
 const MAX_CONNECTIONS: usize = 32;
-/// The nice value of administrators' threads, and of those that they start.
+/// The nice value of administrators' threads.
 const PRIORITY: i32 = -10;
+/// Connections of which each second so many are accepted and authenticated before anything else is done. Whoever knocks
+/// more often, and is perhaps no administrator, takes no more from the guests than that.
+const URGENT_PER_SECOND: u32 = 20;
 /// How long an administrator's connection may be quiet.
 const IDLE: Duration = Duration::from_secs(600);
 
@@ -33,6 +38,32 @@ pub struct AdminDoor {
     tls: ServerTls,
     keys: Vec<PublicKey>,
     open: AtomicUsize,
+    urgent: Mutex<Ration>,
+}
+
+/// What is left of something that comes at a rate, and is kept for a second.
+struct Ration {
+    left: f64,
+    at: Instant,
+}
+
+impl Ration {
+    fn new() -> Ration {
+        Ration { left: f64::from(URGENT_PER_SECOND), at: Instant::now() }
+    }
+
+    /// Takes one, if one is there.
+    fn take(&mut self, now: Instant) -> bool {
+        let rate = f64::from(URGENT_PER_SECOND);
+        let come = now.saturating_duration_since(self.at).as_secs_f64() * rate;
+        self.left = (self.left + come).min(rate);
+        self.at = now;
+        let enough = self.left >= 1.0;
+        if enough {
+            self.left -= 1.0;
+        }
+        enough
+    }
 }
 
 struct Open(Arc<AdminDoor>);
@@ -67,11 +98,25 @@ impl AdminDoor {
     /// [`ChannelError`] if the gateway's key cannot be used.
     pub fn new(gateway: Arc<Gateway>, keys: Vec<PublicKey>) -> Result<Arc<AdminDoor>, ChannelError> {
         let tls = ServerTls::new(&gateway.key, &[ALPN_ADMIN])?;
-        Ok(Arc::new(AdminDoor { gateway, tls, keys, open: AtomicUsize::new(0) }))
+        Ok(Arc::new(AdminDoor {
+            gateway,
+            tls,
+            keys,
+            open: AtomicUsize::new(0),
+            urgent: Mutex::new(Ration::new()),
+        }))
+    }
+
+    /// Prepares the thread that accepts connections: a revocation must not queue behind the guests that it is about.
+    pub fn hurry(&self) {
+        hurry(Pace::Urgent);
     }
 
     /// Takes an accepted connection. Each has a thread of its own: revocations must not wait for a thread.
     pub fn take(self: &Arc<Self>, socket: Socket, from: Option<SocketAddr>) {
+        // Of the accepting thread, until the next connection.
+        let pace = if self.urgent.lock().take(Instant::now()) { Pace::Urgent } else { Pace::Usual };
+        hurry(pace);
         if self.open.fetch_add(1, Ordering::Relaxed) >= MAX_CONNECTIONS {
             self.open.fetch_sub(1, Ordering::Relaxed);
             return;
@@ -80,8 +125,8 @@ impl AdminDoor {
         let door = self.clone();
         let run = move || {
             let _open = open;
-            // A revocation must not queue behind the guests that it is about. Without the privilege it does.
             let _ = rustix::process::setpriority_process(None, PRIORITY);
+            hurry(pace);
             door.serve(socket, from);
         };
         if let Err(error) = std::thread::Builder::new().name("admin".into()).spawn(run) {
@@ -117,16 +162,25 @@ impl AdminDoor {
             return;
         }
         let mut frame = Frame::new();
-        while let Ok(true) = receiver.recv(&mut frame) {
+        loop {
+            // While it waits, and while it fences: not to list what there is.
+            hurry(Pace::Urgent);
+            let Ok(true) = receiver.recv(&mut frame) else { break };
             let asked = Instant::now();
             let answered = match codec::decode_header(frame.header()) {
-                Ok(request) => self.answer(request, frame.data(), asked),
+                Ok(request) => {
+                    if !is_urgent(&request) {
+                        hurry(Pace::Usual);
+                    }
+                    self.answer(request, frame.data(), asked)
+                }
                 Err(error) => {
                     self.note("violation", Some(peer), from, error.to_string());
                     Answered::failed(AdminFailure::Refused, error.to_string())
                 }
             };
             let sent = send(&sender, &answered);
+            hurry(Pace::Usual);
             if let Some(revoked) = &answered.receipt {
                 self.gateway.keep_receipt(revoked);
             }
@@ -233,6 +287,22 @@ impl AdminDoor {
     }
 }
 
+/// Without the privilege it stays as it is: a revocation then takes its turn.
+fn hurry(pace: Pace) {
+    let _ = set_pace(pace);
+}
+
+/// Whether a request is part of a revocation.
+fn is_urgent(request: &AdminRequest) -> bool {
+    match request {
+        AdminRequest::Revoke | AdminRequest::FenceLocally { .. } | AdminRequest::Generation { .. } => true,
+        AdminRequest::Status
+        | AdminRequest::Deposit
+        | AdminRequest::Sessions
+        | AdminRequest::Contracts => false,
+    }
+}
+
 fn session_info(session: &Session) -> SessionInfo {
     let contract = session.contract();
     let counters = session.engine.counters();
@@ -286,4 +356,23 @@ fn send(sender: &Sender, answered: &Answered) -> Result<(), ChannelError> {
         return Err(ChannelError::TooLong { header: header.len(), data: answered.data.len() });
     }
     sender.send(&header, &answered.data)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_knocks_too_often_is_not_urgent_any_more() {
+        let start = Instant::now();
+        let mut ration = Ration { left: f64::from(URGENT_PER_SECOND), at: start };
+        let taken = (0..1000).filter(|_| ration.take(start)).count();
+        assert_eq!(taken, URGENT_PER_SECOND as usize);
+        assert!(!ration.take(start + Duration::from_millis(10)));
+        assert!(ration.take(start + Duration::from_millis(110)));
+        assert!(!ration.take(start + Duration::from_millis(110)));
+        let later = start + Duration::from_secs(3600);
+        let taken = (0..1000).filter(|_| ration.take(later)).count();
+        assert_eq!(taken, URGENT_PER_SECOND as usize, "no more is kept than comes in a second");
+    }
 }
