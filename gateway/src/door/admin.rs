@@ -296,10 +296,9 @@ fn hurry(pace: Pace) {
 fn is_urgent(request: &AdminRequest) -> bool {
     match request {
         AdminRequest::Revoke | AdminRequest::FenceLocally { .. } | AdminRequest::Generation { .. } => true,
-        AdminRequest::Status
-        | AdminRequest::Deposit
-        | AdminRequest::Sessions
-        | AdminRequest::Contracts => false,
+        AdminRequest::Status | AdminRequest::Deposit | AdminRequest::Sessions | AdminRequest::Contracts => {
+            false
+        }
     }
 }
 
@@ -369,8 +368,8 @@ mod tests {
         let taken = (0..1000).filter(|_| ration.take(start)).count();
         assert_eq!(taken, URGENT_PER_SECOND as usize);
         assert!(!ration.take(start + Duration::from_millis(10)));
-        assert!(ration.take(start + Duration::from_millis(110)));
-        assert!(!ration.take(start + Duration::from_millis(110)));
+        assert!(ration.take(start + Duration::from_millis(60)));
+        assert!(!ration.take(start + Duration::from_millis(60)));
         let later = start + Duration::from_secs(3600);
         let taken = (0..1000).filter(|_| ration.take(later)).count();
         assert_eq!(taken, URGENT_PER_SECOND as usize, "no more is kept than comes in a second");
