@@ -6,8 +6,8 @@
 #   make check        what to run before a commit: format, lints, unit and doc tests, docs, licences
 #   make bench        the mount beside sshfs, GlusterFS, CephFS, MooseFS and a local FUSE passthrough, as a table, JSON and a
 #                     page with plots; revocation under load; contracts. `make bench PEERS=` leaves the heavy peers out
-#   make conformance  pjdfstest and fsx on a real mount (as root)
-#   make soak         the conformance suites with many seeds, and the long tests
+#   make conformance  pjdfstest, fsx, fio, dbench, stress-ng, PostgreSQL, git, SQLite on a real mount (as root)
+#   make soak         the same for hours: many seeds, a million operations; and the long tests
 #   make install      to $(DESTDIR)$(PREFIX)/bin, the helper of mount(8) to $(DESTDIR)/sbin, unit files to /etc
 #   make clean        remove what was built
 
@@ -15,6 +15,9 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 CARGO ?= cargo
 OPS ?= 100000
+SUITES ?= pjdfstest erofs fsx fio dbench stress postgres git sqlite
+# What `make test` runs of them: minutes, not hours.
+TEST_SUITES ?= pjdfstest erofs fsx fio dbench postgres sqlite
 PEERS ?= --peers
 SEEDS ?= 1
 SOAK_SEEDS ?= 1 2 3 4 5 6 7 8 9 10
@@ -57,7 +60,7 @@ test: need-test
 	@$(LINK)
 	$(CARGO) build --workspace --locked --bins
 	$(CARGO) test --workspace --locked
-	@if [ "$$(id -u)" = 0 ]; then $(MAKE) --no-print-directory run-conformance; \
+	@if [ "$$(id -u)" = 0 ]; then $(MAKE) --no-print-directory run-conformance SUITES="$(TEST_SUITES)"; \
 	else echo "make test: pjdfstest needs root and was left out; run it with: sudo make conformance"; fi
 
 bench: need-bench
@@ -74,12 +77,13 @@ conformance: need-test
 
 .PHONY: run-conformance
 run-conformance:
-	PATH="$(TOOLS):$$PATH" tests/conformance/run.sh --ops $(OPS) --seeds "$(SEEDS)"
+	PATH="$(TOOLS):$$PATH" tests/conformance/run.sh --suites "$(SUITES)" --ops $(OPS) --seeds "$(SEEDS)" $(CONFORMANCE_ARGS)
 
 soak: need-test
 	$(BUILD) -p strongroom-tests --bins
 	@$(LINK)
-	@$(MAKE) --no-print-directory run-conformance SEEDS="$(SOAK_SEEDS)"
+	@$(MAKE) --no-print-directory run-conformance SEEDS="$(SOAK_SEEDS)" OPS=1000000 \
+	  CONFORMANCE_ARGS="--seconds 300 --rounds 500 --files 20000"
 	$(CARGO) test --locked -p strongroom-tests -- --include-ignored
 
 check: need-build

@@ -28,7 +28,8 @@ for group; do
       [ -e /usr/include/stdio.h ] || packages="$packages libc6-dev";;
     lab) need ip iproute2; need nft nftables; need fusermount3 fuse3; need setsid util-linux; need mount mount;;
     test) need git git; need hg mercurial; need sqlite3 sqlite3; need rsync rsync; need tar tar; need setfattr attr
-      need pgrep procps; need python3 python3
+      need pgrep procps; need python3 python3; need fio fio; need dbench dbench; need stress-ng stress-ng
+      ls -d /usr/lib/postgresql/*/bin >/dev/null 2>&1 || packages="$packages postgresql"
       tool pjdfstest 0.2.2; tool fsx 0.3.2;;
     bench) need sshfs sshfs; need bindfs bindfs; need sshd openssh-server; need ssh openssh-client; need git git; need sqlite3 sqlite3
       need tar tar; need find findutils; need grep grep;;
