@@ -107,6 +107,9 @@ pub enum Op {
     Ping,
     /// The client ends for good: the session is closed at once. Reply: `Done`.
     Bye,
+    /// After a restart of the gateway: every lock that the session still wants is claimed, so that others need not wait for
+    /// it any more (RFC 8881, 18.51). Reply: `Done`.
+    Reclaimed,
 }
 
 /// What becomes of an existing target of a rename.
@@ -160,7 +163,8 @@ impl Op {
             | Op::SetLock { .. }
             | Op::CancelLock { .. }
             | Op::Ping
-            | Op::Bye => false,
+            | Op::Bye
+            | Op::Reclaimed => false,
         }
     }
 
@@ -202,7 +206,8 @@ impl Op {
             | Op::SetLock { .. }
             | Op::CancelLock { .. }
             | Op::Ping
-            | Op::Bye => false,
+            | Op::Bye
+            | Op::Reclaimed => false,
         }
     }
 
@@ -245,6 +250,7 @@ impl Op {
             Op::CancelLock { .. } => "cancel-lock",
             Op::Ping => "ping",
             Op::Bye => "bye",
+            Op::Reclaimed => "reclaimed",
         }
     }
 }

@@ -458,6 +458,10 @@ impl Keeper {
                 }
             }
         }
+        if !fresh {
+            // Others wait for that; if it is lost, they wait a little longer.
+            let _ = self.ask(serial, Op::Reclaimed, vec![]);
+        }
     }
 
     fn open_again(&self, serial: u64, file: &OpenFile, fresh: bool) -> Result<(), Ended> {

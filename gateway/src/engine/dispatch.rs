@@ -57,6 +57,7 @@ pub(super) fn hardly_blocks(session: &EngineSession, op: &Op) -> bool {
         | Op::Forget
         | Op::Ping
         | Op::Bye
+        | Op::Reclaimed
         | Op::GetLock { .. }
         | Op::SetLock { .. }
         | Op::CancelLock { .. } => true,
@@ -191,7 +192,8 @@ fn attempt(gate: &Gate<'_>, call: Call<'_>, out: &mut ReplyBuf) -> Checked<Answe
             gate.engine.locks.cancel(gate.session.number, *request);
             Outcome::Done.into()
         }
-        Op::Ping | Op::Bye => Outcome::Done.into(),
+        // The session sees to `Bye` and `Reclaimed`.
+        Op::Ping | Op::Bye | Op::Reclaimed => Outcome::Done.into(),
     })
 }
 
@@ -250,6 +252,6 @@ pub(super) fn describe(session: &EngineSession, op: &Op) -> String {
             let mount = session.grants.get(usize::from(*grant)).map(|grant| grant.terms.mount.to_string());
             mount.unwrap_or_default()
         }
-        Op::Forget | Op::CancelLock { .. } | Op::Ping | Op::Bye => String::new(),
+        Op::Forget | Op::CancelLock { .. } | Op::Ping | Op::Bye | Op::Reclaimed => String::new(),
     }
 }

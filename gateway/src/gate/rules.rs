@@ -103,7 +103,7 @@ pub(crate) const fn on_arrival(op: &Op) -> (Needs, Unless) {
         Op::Setattr { .. } | Op::Open { .. } | Op::Create { .. } | Op::Reopen { .. } => (Nothing, Never),
         // on what is open already, or on nothing
         Op::Flush { .. } | Op::Fsync { .. } | Op::Release { .. } | Op::GetLock { .. } | Op::SetLock { .. }
-        | Op::CancelLock { .. } | Op::Forget | Op::Ping | Op::Bye => (Nothing, Never),
+        | Op::CancelLock { .. } | Op::Forget | Op::Ping | Op::Bye | Op::Reclaimed => (Nothing, Never),
     }
 }
 

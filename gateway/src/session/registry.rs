@@ -196,6 +196,7 @@ impl Gateway {
             let mut registry = self.registry.lock();
             ids.iter().for_each(|id| drop(registry.sessions.remove(id)));
         }
+        self.reclaimed(ids);
         for id in ids {
             if let Err(error) = std::fs::remove_file(self.slot_file(id))
                 && error.kind() != std::io::ErrorKind::NotFound
@@ -213,16 +214,18 @@ impl Gateway {
         }
     }
 
-    /// Finds the sessions of a former process of this machine again. Returns whether one of them had locks.
-    pub(crate) fn find_sessions(self: &Arc<Self>) -> Result<bool, LedgerError> {
+    /// Finds the sessions of a former process of this machine again. Returns those that had locks.
+    pub(crate) fn find_sessions(self: &Arc<Self>) -> Result<HashSet<SessionId>, LedgerError> {
         let mut gone = vec![];
-        let mut locks = false;
+        let mut locks = HashSet::new();
         let mut known = HashSet::new();
         for record in self.ledger.sessions()? {
             known.insert(record.id.to_string());
             match self.find(&record) {
                 Some(session) => {
-                    locks |= session.slots.locks_used();
+                    if session.slots.locks_used() {
+                        locks.insert(session.id);
+                    }
                     self.registry.lock().sessions.insert(session.id, Arc::new(session));
                 }
                 None => gone.push(record.id),

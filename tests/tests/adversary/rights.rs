@@ -254,6 +254,7 @@ fn cases() -> Vec<Case> {
         case("cancel-lock", NOTHING, |_, _| Ok((Op::CancelLock { request: 12_345 }, b""))),
         case("ping", NOTHING, |_, _| Ok((Op::Ping, b""))),
         case("bye", NOTHING, |_, _| Ok((Op::Bye, b""))),
+        case("reclaimed", NOTHING, |_, _| Ok((Op::Reclaimed, b""))),
     ]
 }
 
@@ -297,9 +298,10 @@ fn kind(op: &Op) -> usize {
         Op::CancelLock { .. } => 33,
         Op::Ping => 34,
         Op::Bye => 35,
+        Op::Reclaimed => 36,
     }
 }
-const KINDS: usize = 36;
+const KINDS: usize = 37;
 
 /// A directory of its own for one try, which is the whole grant; returns its data path.
 fn stage(gateway: &Gateway) -> String {
