@@ -83,7 +83,9 @@ pub(super) fn again(gate: &Gate<'_>, mut act: impl FnMut() -> Checked<Answer>) -
     let tree = &gate.engine.tree;
     for _ in 0..ATTEMPTS {
         match act() {
-            Err(Refusal::Count(meter)) if !gate.inline => meter.ensure_counted(tree)?,
+            Err(Refusal::Count(meter)) if !gate.inline => {
+                meter.ensure_counted(tree, &|| gate.admission.is_fenced())?;
+            }
             Ok(answer) => {
                 if answer.settle {
                     tree.sections.settle();

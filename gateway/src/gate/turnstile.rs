@@ -74,6 +74,13 @@ impl Turnstile {
     }
 }
 
+impl Admission {
+    /// Whether a fence waits for the request: to leave early from what takes long and has no effect on the data.
+    pub(crate) fn is_fenced(&self) -> bool {
+        self.turnstile.is_fenced()
+    }
+}
+
 impl Drop for Admission {
     fn drop(&mut self) {
         let before = self.turnstile.inside.fetch_sub(1, Ordering::SeqCst);
