@@ -6,6 +6,7 @@
 #   make check        what to run before a commit: format, lints, unit and doc tests, docs, licences
 #   make bench        the mount beside sshfs, GlusterFS, CephFS, MooseFS and a local FUSE passthrough, as a table, JSON and a
 #                     page with plots; revocation under load; contracts. `make bench PEERS=` leaves the heavy peers out
+#   make scale        what one operation costs against files, sessions and revocations, as a page with plots (minutes; a million files)
 #   make conformance  pjdfstest, fsx, fio, dbench, stress-ng, PostgreSQL, git, SQLite on a real mount (as root)
 #   make soak         the same for hours: many seeds, a million operations; and the long tests
 #   make install      to $(DESTDIR)$(PREFIX)/bin, the helper of mount(8) to $(DESTDIR)/sbin, unit files to /etc
@@ -35,7 +36,7 @@ export STRONGROOM_BIN_DIR := $(BIN)
 export STRONGROOM_BIN := $(BIN)
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: all lab build demo test bench conformance soak check install clean need-build need-lab need-test need-bench
+.PHONY: all lab build demo test bench scale conformance soak check install clean need-build need-lab need-test need-bench
 
 all: lab
 
@@ -69,6 +70,10 @@ bench: need-bench
 	$(BIN)/bench $(PEERS) --json "$(TARGET)/bench/results.json" --html "$(TARGET)/bench/results.html" $(BENCH_ARGS)
 	$(BIN)/revoke $(REVOKE_ARGS)
 	$(CARGO) bench --locked -p strongroom-benches --bench verify
+
+scale: need-build
+	$(CARGO) build --release --locked -p strongroom-benches -p strongroom-gateway --bins
+	$(BIN)/scale --json "$(TARGET)/bench/scale.json" --html "$(TARGET)/bench/scale.html" $(SCALE_ARGS)
 
 conformance: need-test
 	$(BUILD) --bins
