@@ -55,6 +55,8 @@ enum Need {
     Connection,
     /// The session has fewer connections than it may.
     Another,
+    /// The gateway has not seen the contract that is in the file now.
+    Offer,
     /// The session was ended in favour of another; its last answers are still coming.
     Farewell,
     /// There is no session, because there is no valid contract.
@@ -69,11 +71,13 @@ pub(super) struct Keeper {
     /// The session may not have more connections than this.
     most: usize,
     trouble: Option<String>,
+    /// The contract file was replaced, and the gateway has not seen what is in it now.
+    offer: bool,
 }
 
 impl Keeper {
     pub(super) fn new(shared: Arc<Shared>, nudged: mpsc::Receiver<Nudge>) -> Keeper {
-        Keeper { shared, nudged, pause: FIRST_PAUSE, most: 1, trouble: None }
+        Keeper { shared, nudged, pause: FIRST_PAUSE, most: 1, trouble: None, offer: false }
     }
 
     /// Opens the first session. `Keeper` has not been moved to its thread yet.
@@ -90,6 +94,7 @@ impl Keeper {
                 Need::Nothing => None,
                 Need::Connection => self.reconnect(),
                 Need::Another => self.add_connection(),
+                Need::Offer => self.offer(),
                 Need::Farewell => self.farewell(),
                 Need::Contract => self.revive(),
             };
@@ -100,6 +105,10 @@ impl Keeper {
             };
             match nudge {
                 Ok(Nudge::Broken) => self.abandon(),
+                Ok(Nudge::File) => {
+                    let settings = &self.shared.settings;
+                    self.offer |= settings.contract.reload(&settings.journal);
+                }
                 Ok(Nudge::Look) | Err(mpsc::RecvTimeoutError::Timeout) => {}
                 Err(mpsc::RecvTimeoutError::Disconnected) => return,
             }
@@ -114,6 +123,7 @@ impl Keeper {
             Phase::Void => Need::Contract,
             _ if live == 0 => Need::Connection,
             _ if core.superseded => Need::Farewell,
+            Phase::Up if self.offer => Need::Offer,
             Phase::Up if live < core.links.len().min(self.most) => Need::Another,
             Phase::Away | Phase::Up => Need::Nothing,
         }
@@ -177,7 +187,7 @@ impl Keeper {
     fn reconnect(&mut self) -> Option<Duration> {
         let session = self.shared.core.lock().session;
         let outcome = match session {
-            Some(session) => match self.knock(Some(session.id), false, &[]) {
+            Some(session) => match self.knock(Some(session.id), false, &self.offered()) {
                 Ok(Knock::Refused(Refused { code: RefusedCode::NoSession, .. })) => {
                     self.shared.settings.journal.note("the gateway has lost the session: beginning another");
                     self.shared.core.lock().session = None;
@@ -195,6 +205,7 @@ impl Keeper {
         }) {
             Ok(most) => {
                 self.most = most;
+                self.offer = false;
                 self.settled();
                 Some(Duration::ZERO)
             }
@@ -223,6 +234,38 @@ impl Keeper {
         let pause = self.pause;
         self.pause = (pause * 2).min(LAST_PAUSE);
         pause
+    }
+
+    /// The chain that the gateway has not seen, if there is one.
+    fn offered(&self) -> Vec<u8> {
+        if self.offer { self.shared.settings.contract.chain() } else { vec![] }
+    }
+
+    /// Presents the contract that is in the file now, with the session that is to go on under it. If the session cannot, the
+    /// gateway ends it in favour of another; if the contract is no better than the one in force, nothing changes.
+    fn offer(&mut self) -> Option<Duration> {
+        let Some(session) = self.shared.core.lock().session else { return Some(FIRST_PAUSE) };
+        match self.knock(Some(session.id), false, &self.offered()) {
+            Ok(Knock::Welcome(welcome, _, channel)) => {
+                self.offer = false;
+                note(
+                    &self.shared,
+                    &format!("the contract file was replaced; in force is the contract {}", welcome.contract),
+                );
+                self.status(&welcome);
+                if welcome.boot == session.boot && welcome.resumed {
+                    // One connection more, if there is room; closed if not.
+                    let _ = self.install(*channel);
+                }
+                Some(Duration::ZERO)
+            }
+            // It has seen the contract by then: the session has all its connections, or is over.
+            Ok(Knock::Refused(_)) => {
+                self.offer = false;
+                Some(FIRST_PAUSE)
+            }
+            Err(_) => Some(LAST_PAUSE),
+        }
     }
 
     fn add_connection(&mut self) -> Option<Duration> {

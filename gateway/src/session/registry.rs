@@ -269,9 +269,15 @@ impl Gateway {
     /// on.
     pub(crate) fn renew_sessions(self: &Arc<Self>, contract: &Contract) -> u32 {
         let effective = &contract.effective;
-        let own = self.sessions_where(|session| {
-            session.holder == effective.holder
-                && session.application == effective.application
+        let own = self.sessions_where(|session| session.holder == effective.holder);
+        self.renew_these(own, contract)
+    }
+
+    /// The same for some sessions of the contract's holder.
+    pub(crate) fn renew_these(self: &Arc<Self>, mut own: Vec<Arc<Session>>, contract: &Contract) -> u32 {
+        let effective = &contract.effective;
+        own.retain(|session| {
+            session.application == effective.application
                 && session.contract().effective.generation == effective.generation
         });
         let mut renewed = 0;
