@@ -1,9 +1,10 @@
 //! Words for people that more than one program needs.
 
-/// Text from elsewhere with control characters made visible, so that it cannot steer a terminal.
+use strongroom_contracts::visible::visible;
+
+/// Text from elsewhere with hidden characters written out, so that it cannot steer a terminal or read as something else.
 pub fn tame(text: &str) -> String {
-    let plain = |c: char| !c.is_control();
-    text.chars().flat_map(|c| if plain(c) { vec![c] } else { c.escape_default().collect() }).collect()
+    visible(text).into_owned()
 }
 
 /// A span of time in its two largest units.

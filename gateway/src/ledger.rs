@@ -5,6 +5,7 @@
 //! memory at once, and [`Ledger::commit`] makes it survive. A generation in the file never falls.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Bound;
 use std::path::Path;
 
 use parking_lot::{Mutex, RwLock};
@@ -297,15 +298,17 @@ impl Ledger {
         Ok(row.map(|row| kept(holder.as_bytes(), row.value())))
     }
 
-    /// All contracts that are kept.
+    /// Contracts that are kept, by holder: at most so many, after this one.
     ///
     /// # Errors
     /// [`LedgerError::Store`].
-    pub fn all_kept(&self) -> Result<Vec<Kept>, LedgerError> {
+    pub fn kept_after(&self, after: Option<&PublicKey>, most: usize) -> Result<Vec<Kept>, LedgerError> {
         let read = self.store.begin_read().map_err(LedgerError::from)?;
         let table = read.open_table(KEPT).map_err(LedgerError::from)?;
+        let from = after.map_or(Bound::Unbounded, |key| Bound::Excluded(key.as_bytes()));
+        let rows = table.range::<&[u8; 32]>((from, Bound::Unbounded)).map_err(LedgerError::from)?;
         let mut all = vec![];
-        for row in table.iter().map_err(LedgerError::from)? {
+        for row in rows.take(most) {
             let (holder, value) = row.map_err(LedgerError::from)?;
             all.push(kept(holder.value(), value.value()));
         }
@@ -672,7 +675,7 @@ mod tests {
         assert_eq!(ledger.kept(&PublicKey::from_bytes([1; 32])).unwrap().unwrap().last_used, 77);
         drop(ledger);
         let ledger = Ledger::open(&file, &gateway(1), 1500 + KEEP_EXPIRED).unwrap();
-        let left: Vec<_> = ledger.all_kept().unwrap().iter().map(|kept| kept.expires).collect();
+        let left: Vec<_> = ledger.kept_after(None, 9).unwrap().iter().map(|kept| kept.expires).collect();
         assert_eq!(left, [2000]);
     }
 }

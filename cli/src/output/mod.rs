@@ -1,5 +1,6 @@
 //! What people and programs see: reports, tables, times, colour.
 
+mod calm;
 mod report;
 mod style;
 mod table;

@@ -29,6 +29,8 @@ const PRIORITY: i32 = -10;
 /// Connections of which each second so many are accepted and authenticated before anything else is done. Whoever knocks
 /// more often, and is perhaps no administrator, takes no more from the guests than that.
 const URGENT_PER_SECOND: u32 = 20;
+/// Entries of a list in one answer; a session takes less than 1 KiB, so that they fit.
+const PAGE: usize = 512;
 /// How long an administrator's connection may be quiet.
 const IDLE: Duration = Duration::from_secs(600);
 
@@ -227,14 +229,19 @@ impl AdminDoor {
                 }
                 Err(error) => broken(error),
             },
-            AdminRequest::Sessions => {
-                let mut list: Vec<_> =
-                    gateway.sessions().iter().map(|session| session_info(session)).collect();
-                list.sort_by(|a, b| (&a.application, a.since).cmp(&(&b.application, b.since)));
-                listed(AdminAnswer::Sessions, &list)
+            AdminRequest::Sessions { after } => {
+                let mut list = gateway.sessions();
+                list.retain(|session| after.is_none_or(|after| session.id > after));
+                list.sort_by_key(|session| session.id);
+                let next = list.get(PAGE).and_then(|_| list.get(PAGE - 1)).map(|session| session.id);
+                list.truncate(PAGE);
+                let page: Vec<_> = list.iter().map(|session| session_info(session)).collect();
+                listed(page, next, |info| info.session, |next| AdminAnswer::Sessions { next })
             }
-            AdminRequest::Contracts => match self.contracts() {
-                Ok(list) => listed(AdminAnswer::Contracts, &list),
+            AdminRequest::Contracts { after } => match self.contracts(after.as_ref()) {
+                Ok((page, next)) => {
+                    listed(page, next, |info| info.holder, |next| AdminAnswer::Contracts { next })
+                }
                 Err(error) => broken(error),
             },
             AdminRequest::Generation { application } => {
@@ -260,10 +267,16 @@ impl AdminDoor {
         }))
     }
 
-    fn contracts(&self) -> Result<Vec<ContractInfo>, LedgerError> {
+    /// A page of the contracts that are kept, and after which holder the next one begins.
+    fn contracts(
+        &self,
+        after: Option<&PublicKey>,
+    ) -> Result<(Vec<ContractInfo>, Option<PublicKey>), LedgerError> {
         let gateway = &self.gateway;
         let mut list = vec![];
-        for kept in gateway.ledger.all_kept()? {
+        let page = gateway.ledger.kept_after(after, PAGE)?;
+        let next = page.get(PAGE - 1).map(|kept| kept.holder);
+        for kept in page {
             // Signed by the issuer when it was kept; one that was signed by a former issuer is not shown.
             let chain = strongroom_contracts::Chain::from_bytes(&kept.chain);
             let Ok(effective) =
@@ -282,8 +295,7 @@ impl AdminDoor {
                 application: effective.application,
             });
         }
-        list.sort_by(|a, b| (&a.application, a.contract).cmp(&(&b.application, b.contract)));
-        Ok(list)
+        Ok((list, next))
     }
 }
 
@@ -296,9 +308,10 @@ fn hurry(pace: Pace) {
 fn is_urgent(request: &AdminRequest) -> bool {
     match request {
         AdminRequest::Revoke | AdminRequest::FenceLocally { .. } | AdminRequest::Generation { .. } => true,
-        AdminRequest::Status | AdminRequest::Deposit | AdminRequest::Sessions | AdminRequest::Contracts => {
-            false
-        }
+        AdminRequest::Status
+        | AdminRequest::Deposit
+        | AdminRequest::Sessions { .. }
+        | AdminRequest::Contracts { .. } => false,
     }
 }
 
@@ -332,15 +345,23 @@ fn broken(error: LedgerError) -> Answered {
     Answered::failed(AdminFailure::Failed, error.to_string())
 }
 
-/// A list that is too long for a frame is cut: the first entries are better than none.
-fn listed<T: bincode::Encode + Clone>(answer: AdminAnswer, list: &[T]) -> Answered {
-    let mut length = list.len();
+/// A page; what does not fit into the frame goes to the next one.
+fn listed<T: bincode::Encode, Place>(
+    mut page: Vec<T>,
+    mut next: Option<Place>,
+    place: impl Fn(&T) -> Place,
+    answer: impl Fn(Option<Place>) -> AdminAnswer,
+) -> Answered {
     loop {
-        let part = list.get(..length).unwrap_or_default().to_vec();
-        match codec::encode_list(&part) {
-            Ok(data) => return Answered { answer, data, receipt: None },
-            Err(error) if length == 0 => return Answered::failed(AdminFailure::Failed, error.to_string()),
-            Err(_) => length /= 2,
+        match codec::encode_list(&page) {
+            Ok(data) => return Answered { answer: answer(next), data, receipt: None },
+            Err(error) if page.len() < 2 => {
+                return Answered::failed(AdminFailure::Failed, error.to_string());
+            }
+            Err(_) => {
+                page.truncate(page.len() / 2);
+                next = page.last().map(&place);
+            }
         }
     }
 }
@@ -373,5 +394,27 @@ mod tests {
         let later = start + Duration::from_secs(3600);
         let taken = (0..1000).filter(|_| ration.take(later)).count();
         assert_eq!(taken, URGENT_PER_SECOND as usize, "no more is kept than comes in a second");
+    }
+
+    #[test]
+    fn what_does_not_fit_goes_to_the_next_page() {
+        let entry = |n: u32| (n, vec![0_u8; 3000]);
+        let all: Vec<_> = (0..1000).map(entry).collect();
+        let (mut from, mut seen) = (0, vec![]);
+        loop {
+            let page: Vec<_> = all.iter().skip(from).take(PAGE).cloned().collect();
+            let whole = (from + page.len() < all.len()).then(|| (from + page.len()) as u64);
+            let contract =
+                |next: Option<u64>| AdminAnswer::Generation { lowest: next.unwrap_or(0), highest: 0 };
+            let answered = listed(page, whole, |(n, _)| u64::from(n + 1), contract);
+            let page: Vec<(u32, Vec<u8>)> = codec::decode_list(&answered.data).unwrap();
+            seen.extend(page.into_iter().map(|(n, _)| n));
+            match answered.answer {
+                AdminAnswer::Generation { lowest: 0, .. } => break,
+                AdminAnswer::Generation { lowest, .. } => from = lowest as usize,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(seen.into_iter().eq(0..1000));
     }
 }
