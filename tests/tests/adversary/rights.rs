@@ -301,7 +301,7 @@ fn kind(op: &Op) -> usize {
         Op::Reclaimed => 36,
     }
 }
-const KINDS: usize = 37;
+pub const KINDS: usize = 37;
 
 /// A directory of its own for one try, which is the whole grant; returns its data path.
 fn stage(gateway: &Gateway) -> String {
