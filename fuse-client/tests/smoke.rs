@@ -393,6 +393,38 @@ fn nothing_of_a_busy_mount_reaches_the_data_after_the_receipt() {
 }
 
 #[test]
+fn umount_f_frees_calls_that_wait_for_a_gateway_that_is_gone() {
+    if let Some(reason) = lacking() {
+        eprintln!("skipped: {reason}");
+        return;
+    }
+    let mut world = World::new();
+    world.mount();
+    world.kill_gateway();
+    let inbox = world.at("mnt/Mail/inbox");
+    let (began, begun) = std::sync::mpsc::channel();
+    let waiting = std::thread::spawn(move || {
+        began.send(rustix::thread::gettid()).unwrap();
+        errno(fs::read(inbox))
+    });
+    let thread = begun.recv().unwrap();
+    // Asleep in the request: FUSE waits there.
+    until("the call waits", || {
+        let file = format!("/proc/self/task/{}/wchan", thread.as_raw_nonzero());
+        fs::read_to_string(file).is_ok_and(|place| place.contains("request_wait_answer"))
+    });
+    assert!(!waiting.is_finished());
+    // It frees the call, and may find the mount busy until the call has returned.
+    Command::new("umount").arg("-f").arg(world.at("mnt")).output().unwrap();
+    let told = waiting.join().unwrap();
+    assert!([Some(libc::ECONNABORTED), Some(libc::ENOTCONN), Some(libc::EIO)].contains(&told), "{told:?}");
+    if world.is_mounted() {
+        succeeded(&Command::new("umount").arg(world.at("mnt")).output().unwrap());
+    }
+    assert!(!world.is_mounted());
+}
+
+#[test]
 fn a_contract_file_that_is_replaced_is_gone_on_under() {
     if let Some(reason) = lacking() {
         eprintln!("skipped: {reason}");
@@ -425,7 +457,9 @@ fn a_contract_file_that_is_replaced_is_gone_on_under() {
     let mut text = String::new();
     open.read_to_string(&mut text).unwrap();
     assert_eq!(text, "hello\n", "an open file stays open");
-    fs::write(world.at("mnt/Mail/more"), "x").unwrap();
+    if let Err(error) = fs::write(world.at("mnt/Mail/more"), "x") {
+        panic!("{error}\n{}", fs::read_to_string(world.at("mount.log")).unwrap());
+    }
 }
 
 #[test]
@@ -473,6 +507,52 @@ fn what_is_wrong_is_said_and_nothing_is_mounted() {
     fs::remove_file(world.at("mnt/something")).unwrap();
     refused(&world, &contract, ",deadline=soon", 1, &["deadline=soon"]);
     refused(&world, &contract, ",gateway=nowhere", 1, &["gateway=nowhere", "10.77.0.1:7070"]);
+
+    fs::rename(world.at("mnt"), world.at("elsewhere")).unwrap();
+    refused(&world, &contract, "", 32, &["/mnt", "mkdir"]);
+    fs::rename(world.at("elsewhere"), world.at("mnt")).unwrap();
+    let without_device = Command::new("unshare")
+        .args([
+            "--mount",
+            "sh",
+            "-c",
+            "mount -t tmpfs none /dev && mknod /dev/null c 1 3 && exec \"$0\" \"$@\"",
+        ])
+        .arg(MOUNT)
+        .arg(&contract)
+        .arg(world.at("mnt"))
+        .args(["-o", "gateway=127.0.0.1:1"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&without_device.stderr).into_owned();
+    assert!(without_device.status.code() == Some(32) && said.contains("modprobe fuse"), "{said}");
+    let other = World::new();
+    let wrong = other.mount_with(&contract, &format!(",key={}", key.display()));
+    let said = String::from_utf8_lossy(&wrong.stderr).into_owned();
+    assert!(wrong.status.code() == Some(32) && said.contains("not the expected gateway"), "{said}");
+    assert!(!other.is_mounted());
+    // Of a key for which the gateway keeps nothing better.
+    let (short, late) = (world.at("app/short"), world.at("app/late.key"));
+    let keygen = Command::new(program("contract")).args(["keygen", "--out"]).arg(&late).output().unwrap();
+    succeeded(&keygen);
+    let holder = String::from_utf8(keygen.stdout).unwrap();
+    let granted = world.contract(&[
+        "grant",
+        "mail",
+        "--holder",
+        holder.trim(),
+        "--for",
+        "1s",
+        "--offline",
+        "--out",
+        short.to_str().unwrap(),
+    ]);
+    succeeded(&granted);
+    until("the contract has expired", || {
+        let shown = world.contract(&["--json", "show", short.to_str().unwrap()]);
+        String::from_utf8_lossy(&shown.stdout).contains("expired")
+    });
+    refused(&world, &short, &format!(",key={}", late.display()), 32, &["expired"]);
 
     world.mount();
     let busy = world.mount_with(&contract, "");

@@ -319,6 +319,31 @@ fn a_superseded_session_refuses_nothing() {
 }
 
 #[test]
+fn a_refusal_that_overtakes_its_event_waits_for_it() {
+    let script = |door: &Door, mut first: Visitor| {
+        let request = first.request();
+        first.reply(request.id, Outcome::Failed(Failure::Fenced));
+        first.event(Event::Fenced(FenceReason::Superseded));
+        first.channel.closer.close();
+        let mut second = door.take();
+        second.welcome(1, false);
+        let again = second.request();
+        assert!(matches!(again.op, Op::Unlink { .. }));
+        second.reply(again.id, Outcome::Done);
+        // Without an event it is believed after a few times.
+        for _ in 0..5 {
+            let request = second.request();
+            second.reply(request.id, Outcome::Failed(Failure::Fenced));
+        }
+    };
+    with(setup(None, true), script, |transport, _| {
+        assert_eq!(ask(transport, unlink("a")).recv_timeout(HANG).unwrap(), Ok(Outcome::Done));
+        let told = ask(transport, unlink("b")).recv_timeout(HANG).unwrap();
+        assert_eq!(told, Err(Ended::Failed(Failure::Fenced)));
+    });
+}
+
+#[test]
 fn a_deadline_ends_waiting() {
     let (end, ended) = mpsc::channel::<()>();
     let script = move |_: &Door, mut first: Visitor| {
