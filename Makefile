@@ -4,9 +4,11 @@
 #   make demo         the story, step by step: grant, work, attack, revoke, reissue
 #   make test         unit tests, tests in the lab, conformance suites
 #   make check        what to run before a commit: format, lints, unit and doc tests, docs, licences
-#   make bench        the mount beside sshfs and a local FUSE passthrough, as a table; revocation under load; contracts
-#   make conformance  pjdfstest and fsx on a real mount (as root)
-#   make soak         the conformance suites with many seeds, and the long tests
+#   make bench        the mount beside sshfs, GlusterFS, CephFS, MooseFS and a local FUSE passthrough, as a table, JSON and a
+#                     page with plots; revocation under load; contracts. `make bench PEERS=` leaves the heavy peers out
+#   make scale        what one operation costs against files, sessions and revocations, as a page with plots (minutes; a million files)
+#   make conformance  pjdfstest, fsx, fio, dbench, stress-ng, PostgreSQL, git, SQLite on a real mount (as root)
+#   make soak         the same for hours: many seeds, a million operations; and the long tests
 #   make install      to $(DESTDIR)$(PREFIX)/bin, the helper of mount(8) to $(DESTDIR)/sbin, unit files to /etc
 #   make clean        remove what was built
 
@@ -14,6 +16,10 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 CARGO ?= cargo
 OPS ?= 100000
+SUITES ?= pjdfstest erofs fsx fio dbench stress postgres git sqlite
+# What `make test` runs of them: minutes, not hours.
+TEST_SUITES ?= pjdfstest erofs fsx fio dbench postgres sqlite
+PEERS ?= --peers
 SEEDS ?= 1
 SOAK_SEEDS ?= 1 2 3 4 5 6 7 8 9 10
 
@@ -30,7 +36,7 @@ export STRONGROOM_BIN_DIR := $(BIN)
 export STRONGROOM_BIN := $(BIN)
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: all lab build demo test bench conformance soak check install clean need-build need-lab need-test need-bench
+.PHONY: all lab build demo test bench scale conformance soak check install clean need-build need-lab need-test need-bench
 
 all: lab
 
@@ -41,7 +47,7 @@ need-lab:
 need-test:
 	@tools/setup.sh build lab test
 need-bench:
-	@tools/setup.sh build lab bench
+	@tools/setup.sh build lab bench $(if $(PEERS),peers)
 
 lab build: need-lab
 	$(BUILD) -p strongroom-tests --bins
@@ -55,15 +61,19 @@ test: need-test
 	@$(LINK)
 	$(CARGO) build --workspace --locked --bins
 	$(CARGO) test --workspace --locked
-	@if [ "$$(id -u)" = 0 ]; then $(MAKE) --no-print-directory run-conformance; \
+	@if [ "$$(id -u)" = 0 ]; then $(MAKE) --no-print-directory run-conformance SUITES="$(TEST_SUITES)"; \
 	else echo "make test: pjdfstest needs root and was left out; run it with: sudo make conformance"; fi
 
 bench: need-bench
 	$(BUILD) -p strongroom-tests -p strongroom-benches --bins
 	@$(LINK)
-	$(BIN)/bench $(BENCH_ARGS)
+	$(BIN)/bench $(PEERS) --json "$(TARGET)/bench/results.json" --html "$(TARGET)/bench/results.html" $(BENCH_ARGS)
 	$(BIN)/revoke $(REVOKE_ARGS)
 	$(CARGO) bench --locked -p strongroom-benches --bench verify
+
+scale: need-build
+	$(CARGO) build --release --locked -p strongroom-benches -p strongroom-gateway --bins
+	$(BIN)/scale --json "$(TARGET)/bench/scale.json" --html "$(TARGET)/bench/scale.html" $(SCALE_ARGS)
 
 conformance: need-test
 	$(BUILD) --bins
@@ -72,12 +82,13 @@ conformance: need-test
 
 .PHONY: run-conformance
 run-conformance:
-	PATH="$(TOOLS):$$PATH" tests/conformance/run.sh --ops $(OPS) --seeds "$(SEEDS)"
+	PATH="$(TOOLS):$$PATH" tests/conformance/run.sh --suites "$(SUITES)" --ops $(OPS) --seeds "$(SEEDS)" $(CONFORMANCE_ARGS)
 
 soak: need-test
 	$(BUILD) -p strongroom-tests --bins
 	@$(LINK)
-	@$(MAKE) --no-print-directory run-conformance SEEDS="$(SOAK_SEEDS)"
+	@$(MAKE) --no-print-directory run-conformance SEEDS="$(SOAK_SEEDS)" OPS=1000000 \
+	  CONFORMANCE_ARGS="--seconds 300 --rounds 500 --files 20000"
 	$(CARGO) test --locked -p strongroom-tests -- --include-ignored
 
 check: need-build

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Install what Strongroom's make targets need on Debian, or, without root, say exactly what to install.
 #
-#   tools/setup.sh [build] [lab] [test] [bench] [check]      default: all of them
+#   tools/setup.sh [build] [lab] [test] [bench] [peers] [check]      default: all of them but peers
 #
 # Does nothing, quickly, when everything is there. Debian packages need root; cargo tools go to target/tools.
 set -eu
@@ -28,12 +28,17 @@ for group; do
       [ -e /usr/include/stdio.h ] || packages="$packages libc6-dev";;
     lab) need ip iproute2; need nft nftables; need fusermount3 fuse3; need setsid util-linux; need mount mount;;
     test) need git git; need hg mercurial; need sqlite3 sqlite3; need rsync rsync; need tar tar; need setfattr attr
-      need pgrep procps; need python3 python3
+      need pgrep procps; need python3 python3; need fio fio; need dbench dbench; need stress-ng stress-ng
+      ls -d /usr/lib/postgresql/*/bin >/dev/null 2>&1 || packages="$packages postgresql"
       tool pjdfstest 0.2.2; tool fsx 0.3.2;;
     bench) need sshfs sshfs; need bindfs bindfs; need sshd openssh-server; need ssh openssh-client; need git git; need sqlite3 sqlite3
       need tar tar; need find findutils; need grep grep;;
+    # Only on demand: some hundred megabytes.
+    peers) need glusterd glusterfs-server; need glusterfs glusterfs-client; need openssl openssl
+      need ceph-mon ceph-mon; need ceph-mgr ceph-mgr; need ceph-osd ceph-osd; need ceph-mds ceph-mds; need ceph ceph-common
+      need ceph-fuse ceph-fuse; need mfsmaster moosefs-master; need mfschunkserver moosefs-chunkserver; need mfsmount moosefs-client;;
     check) tool cargo-deny 0.20.2;;
-    *) echo "setup: there is no group \`$group\`: build, lab, test, bench, check" >&2; exit 2;;
+    *) echo "setup: there is no group \`$group\`: build, lab, test, bench, peers, check" >&2; exit 2;;
   esac
 done
 

@@ -6,19 +6,14 @@
 //! Results go to the standard output, everything else to the standard error. Secret keys are read from and written to
 //! files of mode 0600 only; they never appear in arguments, the environment or output.
 
-pub mod admin;
-mod archive;
-mod base;
 pub mod command;
-mod contract_file;
-mod failure;
-mod files;
-mod issuing;
-mod keys;
 mod narrowing;
 mod output;
-mod revoking;
-mod statement;
+mod sys;
 mod view;
 
-pub use failure::{Exit, Failure};
+// What the programs of the base domain share has a room of its own.
+pub use strongroom_base::{Exit, Failure, admin};
+pub(crate) use strongroom_base::{
+    archive, base, contract_file, failure, files, issuing, keys, revoking, statement,
+};

@@ -6,6 +6,7 @@
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_parser};
 use strongroom_contracts::{DataPath, MountPath, Rights};
+use strongroom_policy::{Narrowing, Policy};
 
 use crate::failure::Failure;
 
@@ -43,6 +44,30 @@ impl Wanted {
         };
         parsed.map_err(|error: strongroom_contracts::NameError| Failure::bad(format!("--path: {error}")))
     }
+}
+
+/// The wanted parts of a policy: paths as seen in the mount become data paths.
+pub fn narrowings(policy: &Policy, args: &NarrowArgs) -> Result<Vec<Narrowing>, Failure> {
+    let part = |part: &Part| {
+        let path = match part.path.as_deref().map(Wanted::parse).transpose()? {
+            None => None,
+            Some(Wanted::Data(path)) => Some(path),
+            Some(Wanted::Mount(mount)) => Some(policy.data_path(&mount).ok_or_else(|| {
+                let mounts: Vec<_> = policy.grants.iter().map(|one| one.grant.mount.as_str()).collect();
+                Failure::denied(format!(
+                    "the policy does not allow it: {}: no grant is mounted at {mount}",
+                    policy.file
+                ))
+                .hint(format!(
+                    "mount paths of {}: {}",
+                    policy.application,
+                    mounts.join(", ")
+                ))
+            })?),
+        };
+        Ok(Narrowing { path, rights: part.rights })
+    };
+    args.parts.iter().map(part).collect()
 }
 
 fn order(parts: &mut Vec<Part>, words: Vec<(usize, Word)>) -> Result<(), clap::Error> {

@@ -364,6 +364,37 @@ fn a_narrower_contract_does_not_hide_that_a_wider_one_is_still_valid() {
 }
 
 #[test]
+fn a_path_is_shown_as_what_it_is() {
+    let world = World::new();
+    let hidden = |c: char| c != '\n' && strongroom_contracts::visible::is_hidden(c);
+    world.write(
+        "base/policy.d/mail.toml",
+        "application = \"mail\"\nlifetime = \"1h\"\n\n[[grant]]\npath = \"users/\\u202eecila\"\n\
+         mount = \"/\\u200bMail\"\nrights = \"read-only\"\n",
+    );
+    let commands: [&[&str]; 5] = [
+        &["grant", "mail", "--holder", "holder.pub", "--offline", "--out", "c.contract"],
+        &["show", "c.contract"],
+        &["--json", "show", "c.contract"],
+        &["policy", "explain", "mail", "users/\u{202e}ecila", "base/policy.d"],
+        &["list"],
+    ];
+    for args in commands {
+        let run = world.run(args);
+        for text in [&run.out, &run.err] {
+            assert!(!text.contains(hidden), "{args:?}: {text:?}");
+        }
+    }
+    let file = world.read("c.contract");
+    assert!(file.contains("Grant: ") && !file.contains(hidden), "{file}");
+    assert!(file.contains("users/\\u{202e}ecila at /\\u{200b}Mail"), "{file}");
+    let shown = world.run(&["show", "c.contract"]).ok().out;
+    assert!(shown.contains("users/\\u{202e}ecila"), "{shown}");
+    let json = world.run(&["--json", "show", "c.contract"]).ok().json();
+    assert_eq!(json["grants"][0]["data"], "users/\u{202e}ecila", "programs get what is meant");
+}
+
+#[test]
 fn colour_is_for_terminals_that_want_it() {
     let world = World::new();
     world.run(&["grant", "mail", "--offline", "--holder", "holder.pub"]).ok();

@@ -13,6 +13,7 @@ use time::format_description::well_known::Rfc3339;
 use crate::chain::{Chain, VerifyError};
 use crate::codec::{self, CodecError};
 use crate::rights::Rights;
+use crate::visible::visible;
 
 const BEGIN: &str = "-----BEGIN STRONGROOM CONTRACT-----";
 const END: &str = "-----END STRONGROOM CONTRACT-----";
@@ -90,7 +91,8 @@ pub fn write(chain: &Chain) -> Result<String, VerifyError> {
 }
 
 fn grant_line(rights: Rights, data: &dyn std::fmt::Display, mount: &dyn std::fmt::Display) -> String {
-    format!("{rights} on {data} at {mount}")
+    // The header is for people: a path must be what it looks like.
+    visible(&format!("{rights} on {data} at {mount}")).into_owned()
 }
 
 /// Reads the file form; the header is ignored.

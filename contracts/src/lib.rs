@@ -20,6 +20,7 @@ pub mod revocation;
 pub mod rights;
 pub mod scope;
 pub mod terms;
+pub mod visible;
 
 pub use chain::{Chain, Effective, VerifyContext, VerifyError};
 pub use grant::{Grant, Ownership};

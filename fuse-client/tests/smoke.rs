@@ -308,6 +308,160 @@ fn revocation_and_reissue(world: &World, mail: &Path) {
     assert_eq!(text, "hello\n", "and so does an open file");
 }
 
+/// Changes every page of a mapped file, and syncs, until the system says no.
+const MAPPED: &str = "
+import mmap, sys
+with open(sys.argv[1], 'r+b') as file:
+    pages = mmap.mmap(file.fileno(), 0)
+    n = 0
+    while True:
+        n += 1
+        for at in range(0, len(pages), 4096):
+            pages[at:at + 8] = n.to_bytes(8, 'little')
+        pages.flush()
+";
+
+/// Names and contents of what lies below a directory.
+fn snapshot(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut all = vec![];
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            all.append(&mut snapshot(&path));
+        } else {
+            all.push((path.clone(), fs::read(path).unwrap()));
+        }
+    }
+    all.sort();
+    all
+}
+
+#[test]
+fn nothing_of_a_busy_mount_reaches_the_data_after_the_receipt() {
+    if let Some(reason) = lacking() {
+        eprintln!("skipped: {reason}");
+        return;
+    }
+    if Command::new("python3").arg("--version").output().is_err() {
+        eprintln!("skipped: needs python3, which maps a file");
+        return;
+    }
+    let world = World::new();
+    world.mount();
+    let mail = world.at("mnt/Mail");
+    let data = world.at("data/users/alice/Mail");
+    fs::write(mail.join("mapped"), vec![0; 1 << 20]).unwrap();
+    let mut mapper = Command::new("python3")
+        .args(["-c", MAPPED])
+        .arg(mail.join("mapped"))
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let after = std::thread::scope(|scope| {
+        let writers: Vec<_> = (0..7)
+            .map(|n| {
+                let path = mail.join(format!("w{n}"));
+                scope.spawn(move || {
+                    let file = OpenOptions::new().create_new(true).write(true).open(path).unwrap();
+                    for round in 1_u64.. {
+                        let block = [round as u8; 64 << 10];
+                        let written = file.write_all_at(&block, round % 16 * block.len() as u64);
+                        if let Err(error) = written.and_then(|()| file.sync_data()) {
+                            return error.raw_os_error();
+                        }
+                    }
+                    None
+                })
+            })
+            .collect();
+        until("all are at work", || {
+            let read = |name: &str| fs::read(data.join(name)).unwrap_or_default();
+            read("mapped").first().is_some_and(|byte| *byte > 2)
+                && (0..7).all(|n| read(&format!("w{n}")).len() > 1 << 19)
+        });
+        succeeded(&world.contract(&["revoke", "mail", "--why", "test"]));
+        let after = snapshot(&world.at("data"));
+        for writer in writers {
+            assert_eq!(writer.join().unwrap(), Some(libc::EACCES));
+        }
+        after
+    });
+    // Its sync fails, or a page of it cannot be had any more (SIGBUS).
+    assert!(!mapper.wait().unwrap().success());
+    rustix::mount::unmount(world.at("mnt"), rustix::mount::UnmountFlags::empty()).unwrap();
+    assert!(snapshot(&world.at("data")) == after, "the data changed after the receipt");
+}
+
+#[test]
+fn umount_f_frees_calls_that_wait_for_a_gateway_that_is_gone() {
+    if let Some(reason) = lacking() {
+        eprintln!("skipped: {reason}");
+        return;
+    }
+    let mut world = World::new();
+    world.mount();
+    world.kill_gateway();
+    let inbox = world.at("mnt/Mail/inbox");
+    let (began, begun) = std::sync::mpsc::channel();
+    let waiting = std::thread::spawn(move || {
+        began.send(rustix::thread::gettid()).unwrap();
+        errno(fs::read(inbox))
+    });
+    let thread = begun.recv().unwrap();
+    // Asleep in the request: FUSE waits there.
+    until("the call waits", || {
+        let file = format!("/proc/self/task/{}/wchan", thread.as_raw_nonzero());
+        fs::read_to_string(file).is_ok_and(|place| place.contains("request_wait_answer"))
+    });
+    assert!(!waiting.is_finished());
+    // It frees the call, and may find the mount busy until the call has returned.
+    Command::new("umount").arg("-f").arg(world.at("mnt")).output().unwrap();
+    let told = waiting.join().unwrap();
+    assert!([Some(libc::ECONNABORTED), Some(libc::ENOTCONN), Some(libc::EIO)].contains(&told), "{told:?}");
+    if world.is_mounted() {
+        succeeded(&Command::new("umount").arg(world.at("mnt")).output().unwrap());
+    }
+    assert!(!world.is_mounted());
+}
+
+#[test]
+fn a_contract_file_that_is_replaced_is_gone_on_under() {
+    if let Some(reason) = lacking() {
+        eprintln!("skipped: {reason}");
+        return;
+    }
+    let world = World::new();
+    world.mount();
+    let photos = world.at("mnt/home/alice/Photos");
+    assert!(photos.is_dir());
+    // Of two contracts the one that begins later counts, in seconds.
+    let seconds = || std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let issued = seconds();
+    until("a second has passed", || seconds() > issued);
+    let new = world.at("app/new");
+    // Not handed to the gateway: the file alone tells the mount.
+    succeeded(&world.contract(&[
+        "grant",
+        "mail",
+        "--holder",
+        &world.holder,
+        "--offline",
+        "--path",
+        "users/alice/Mail",
+        "--out",
+        new.to_str().unwrap(),
+    ]));
+    let mut open = File::open(world.at("mnt/Mail/inbox")).unwrap();
+    fs::rename(&new, world.at("app/contract")).unwrap();
+    until("the mount shows what the new contract grants", || !photos.exists());
+    let mut text = String::new();
+    open.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "hello\n", "an open file stays open");
+    if let Err(error) = fs::write(world.at("mnt/Mail/more"), "x") {
+        panic!("{error}\n{}", fs::read_to_string(world.at("mount.log")).unwrap());
+    }
+}
+
 #[test]
 fn what_is_wrong_is_said_and_nothing_is_mounted() {
     if let Some(reason) = lacking() {
@@ -353,6 +507,52 @@ fn what_is_wrong_is_said_and_nothing_is_mounted() {
     fs::remove_file(world.at("mnt/something")).unwrap();
     refused(&world, &contract, ",deadline=soon", 1, &["deadline=soon"]);
     refused(&world, &contract, ",gateway=nowhere", 1, &["gateway=nowhere", "10.77.0.1:7070"]);
+
+    fs::rename(world.at("mnt"), world.at("elsewhere")).unwrap();
+    refused(&world, &contract, "", 32, &["/mnt", "mkdir"]);
+    fs::rename(world.at("elsewhere"), world.at("mnt")).unwrap();
+    let without_device = Command::new("unshare")
+        .args([
+            "--mount",
+            "sh",
+            "-c",
+            "mount -t tmpfs none /dev && mknod /dev/null c 1 3 && exec \"$0\" \"$@\"",
+        ])
+        .arg(MOUNT)
+        .arg(&contract)
+        .arg(world.at("mnt"))
+        .args(["-o", "gateway=127.0.0.1:1"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&without_device.stderr).into_owned();
+    assert!(without_device.status.code() == Some(32) && said.contains("modprobe fuse"), "{said}");
+    let other = World::new();
+    let wrong = other.mount_with(&contract, &format!(",key={}", key.display()));
+    let said = String::from_utf8_lossy(&wrong.stderr).into_owned();
+    assert!(wrong.status.code() == Some(32) && said.contains("not the expected gateway"), "{said}");
+    assert!(!other.is_mounted());
+    // Of a key for which the gateway keeps nothing better.
+    let (short, late) = (world.at("app/short"), world.at("app/late.key"));
+    let keygen = Command::new(program("contract")).args(["keygen", "--out"]).arg(&late).output().unwrap();
+    succeeded(&keygen);
+    let holder = String::from_utf8(keygen.stdout).unwrap();
+    let granted = world.contract(&[
+        "grant",
+        "mail",
+        "--holder",
+        holder.trim(),
+        "--for",
+        "1s",
+        "--offline",
+        "--out",
+        short.to_str().unwrap(),
+    ]);
+    succeeded(&granted);
+    until("the contract has expired", || {
+        let shown = world.contract(&["--json", "show", short.to_str().unwrap()]);
+        String::from_utf8_lossy(&shown.stdout).contains("expired")
+    });
+    refused(&world, &short, &format!(",key={}", late.display()), 32, &["expired"]);
 
     world.mount();
     let busy = world.mount_with(&contract, "");

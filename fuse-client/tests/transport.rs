@@ -113,6 +113,9 @@ impl Visitor {
 
 struct Setup {
     _dir: tempfile::TempDir,
+    path: std::path::PathBuf,
+    issuer: SecretKey,
+    terms: Terms,
     settings: Settings,
     door: Door,
 }
@@ -161,7 +164,7 @@ fn setup(deadline: Option<Duration>, fetch: bool) -> Setup {
         journal: Journal::default(),
     };
     let tls = ServerTls::new(&gateway, &[strongroom_protocol::ALPN_NATIVE]).unwrap();
-    Setup { _dir: dir, settings, door: Door { listener, tls } }
+    Setup { _dir: dir, path, issuer, terms, settings, door: Door { listener, tls } }
 }
 
 type Told = mpsc::Receiver<Result<Outcome, Ended>>;
@@ -187,7 +190,7 @@ fn with(
     script: impl FnOnce(&Door, Visitor) + Send,
     client: impl FnOnce(&Transport, &Arc<State>),
 ) {
-    let Setup { _dir, settings, door } = setup;
+    let Setup { _dir, settings, door, .. } = setup;
     let state = Arc::new(State::default());
     std::thread::scope(|scope| {
         let gateway = scope.spawn(move || {
@@ -321,6 +324,31 @@ fn a_superseded_session_refuses_nothing() {
 }
 
 #[test]
+fn a_refusal_that_overtakes_its_event_waits_for_it() {
+    let script = |door: &Door, mut first: Visitor| {
+        let request = first.request();
+        first.reply(request.id, Outcome::Failed(Failure::Fenced));
+        first.event(Event::Fenced(FenceReason::Superseded));
+        first.channel.closer.close();
+        let mut second = door.take();
+        second.welcome(1, false);
+        let again = second.request();
+        assert!(matches!(again.op, Op::Unlink { .. }));
+        second.reply(again.id, Outcome::Done);
+        // Without an event it is believed after a few times.
+        for _ in 0..5 {
+            let request = second.request();
+            second.reply(request.id, Outcome::Failed(Failure::Fenced));
+        }
+    };
+    with(setup(None, true), script, |transport, _| {
+        assert_eq!(ask(transport, unlink("a")).recv_timeout(HANG).unwrap(), Ok(Outcome::Done));
+        let told = ask(transport, unlink("b")).recv_timeout(HANG).unwrap();
+        assert_eq!(told, Err(Ended::Failed(Failure::Fenced)));
+    });
+}
+
+#[test]
 fn a_deadline_ends_waiting() {
     let (end, ended) = mpsc::channel::<()>();
     let script = move |_: &Door, mut first: Visitor| {
@@ -371,9 +399,64 @@ fn closing_says_goodbye_and_leaves_nobody_waiting() {
 }
 
 #[test]
+fn a_replaced_contract_file_is_presented_while_the_old_contract_is_good() {
+    let setup = setup(None, true);
+    let (path, issuer, terms) = (setup.path.clone(), setup.issuer.to_file_text(), setup.terms.clone());
+    let issuer = SecretKey::from_file_text(&issuer).unwrap();
+    let replace = |expires| {
+        let chain = Chain::issue(&Terms { expires, ..terms.clone() }, &issuer).unwrap();
+        let new = path.with_extension("new");
+        std::fs::write(&new, armour::write(&chain).unwrap()).unwrap();
+        std::fs::rename(new, &path).unwrap();
+        chain.to_bytes().unwrap()
+    };
+    let (tell, told) = mpsc::channel::<Vec<u8>>();
+    let script = move |door: &Door, mut first: Visitor| {
+        let chain = told.recv_timeout(HANG).unwrap();
+        let second = door.take();
+        assert_eq!(second.hello.resume, Some(SessionId([7; 16])), "the session goes on");
+        assert_eq!(second.chain, chain);
+        second.welcome(1, true);
+        let request = first.request();
+        first.reply(request.id, Outcome::Done);
+        // Lost before it is answered, presented again; and a session may have all its connections.
+        let chain = told.recv_timeout(HANG).unwrap();
+        drop(door.take());
+        let again = door.take();
+        assert_eq!(again.chain, chain);
+        again.refuse(RefusedCode::Busy);
+        let request = first.request();
+        first.reply(request.id, Outcome::Done);
+        // With the connection lost as well, it comes with the next one, and not after that.
+        let chain = told.recv_timeout(HANG).unwrap();
+        let offered = door.take();
+        assert_eq!(offered.chain, chain);
+        first.channel.closer.close();
+        drop(offered);
+        let mut next = door.take();
+        assert_eq!((next.hello.resume, next.chain.clone()), (Some(SessionId([7; 16])), chain));
+        next.welcome(1, true);
+        let request = next.request();
+        next.channel.closer.close();
+        let mut last = door.take();
+        assert!(last.chain.is_empty());
+        last.welcome(1, true);
+        let again = last.request();
+        assert_eq!(again.op, request.op);
+        last.reply(again.id, Outcome::Done);
+    };
+    with(setup, script, |transport, _| {
+        for round in 0..3 {
+            tell.send(replace(4_000_000_001 + round)).unwrap();
+            assert_eq!(ask(transport, unlink("a")).recv_timeout(HANG).unwrap(), Ok(Outcome::Done));
+        }
+    });
+}
+
+#[test]
 fn a_void_contract_file_is_made_good_by_what_the_gateway_keeps() {
     for (fetch, fine) in [(true, true), (false, false)] {
-        let Setup { _dir, settings, door } = setup(None, fetch);
+        let Setup { _dir, settings, door, .. } = setup(None, fetch);
         std::thread::scope(|scope| {
             scope.spawn(move || {
                 let file = door.take();

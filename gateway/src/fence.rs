@@ -15,6 +15,7 @@ use crate::audit::Record;
 use crate::gateway::Gateway;
 use crate::ledger::{Change, LedgerError};
 use crate::session::Session;
+use crate::sys::{Pace, set_pace};
 
 /// What fencing took away.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,7 +73,7 @@ impl Gateway {
         let at_us = self.clock.now_us();
         let change = Change::Void { subject: &revocation.subject, at_us, why: &revocation.why };
         let (cut, durable) = std::thread::scope(|scope| {
-            let commit = scope.spawn(|| self.ledger.commit(&[change]));
+            let commit = scope.spawn(|| self.commit_urgently(change));
             let cut = self.fence_subject(&revocation.subject);
             (cut, commit.join())
         });
@@ -104,6 +105,13 @@ impl Gateway {
             ..Record::default()
         });
         Ok(Revoked { cut, receipt, revocation: digest, repeated })
+    }
+
+    /// Makes a fence durable, on a thread of its own.
+    fn commit_urgently(&self, change: Change<'_>) -> Result<(), LedgerError> {
+        // Without the privilege it takes its turn.
+        let _ = set_pace(Pace::Urgent);
+        self.ledger.commit(&[change])
     }
 
     fn receipt(
@@ -153,7 +161,7 @@ impl Gateway {
         self.ledger.fence_locally(application);
         let change = Change::Fence { application, at_us: self.clock.now_us() };
         let (cut, durable) = std::thread::scope(|scope| {
-            let commit = scope.spawn(|| self.ledger.commit(&[change]));
+            let commit = scope.spawn(|| self.commit_urgently(change));
             let own = self.sessions_where(|session| session.application == *application);
             let cut = self.fence_sessions(&own, FenceReason::Revoked);
             (cut, commit.join())

@@ -15,6 +15,7 @@ use crate::clock::Clock;
 use crate::config::Limits;
 use crate::engine::{Engine, EngineError, EngineOptions, LeaseOptions, SpecialFiles};
 use crate::ledger::{Ledger, LedgerError};
+use crate::session::lock_grace::LockGrace;
 use crate::session::parked::Parked;
 use crate::session::registry::Registry;
 use crate::session::{Link, Session};
@@ -109,7 +110,7 @@ pub struct Gateway {
     chores: Mutex<bool>,
     chore: Condvar,
     stopping: AtomicBool,
-    lock_grace_until: Mutex<Option<Instant>>,
+    pub(crate) lock_grace: Mutex<Option<LockGrace>>,
     /// Held for as long as the process lives: one gateway for each state directory.
     _lock: std::fs::File,
 }
@@ -154,7 +155,7 @@ impl Gateway {
             chores: Mutex::default(),
             chore: Condvar::new(),
             stopping: AtomicBool::new(false),
-            lock_grace_until: Mutex::new(None),
+            lock_grace: Mutex::new(None),
             _lock: lock,
         });
         gateway.audit.note(Record {
@@ -164,10 +165,7 @@ impl Gateway {
         let had_locks = gateway.find_sessions()?;
         let lessees = gateway.sessions_where(|session| session.slots.leases_taken());
         gateway.engine.begin_lease_grace(lessees.iter().map(|session| &session.engine));
-        if had_locks {
-            gateway.engine.set_lock_grace(true);
-            *gateway.lock_grace_until.lock() = Some(Instant::now() + gateway.limits.lock_grace);
-        }
+        gateway.begin_lock_grace(had_locks);
         let own = Arc::downgrade(&gateway);
         std::thread::Builder::new()
             .name("housekeeping".into())
@@ -264,11 +262,7 @@ impl Gateway {
         });
         due.iter().for_each(|link| link.close());
         self.end_sessions();
-        let mut grace = self.lock_grace_until.lock();
-        if grace.is_some_and(|until| until <= now) {
-            *grace = None;
-            self.engine.set_lock_grace(false);
-        }
+        self.time_lock_grace(now);
     }
 
     /// All live sessions.

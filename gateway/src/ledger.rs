@@ -5,6 +5,7 @@
 //! memory at once, and [`Ledger::commit`] makes it survive. A generation in the file never falls.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Bound;
 use std::path::Path;
 
 use parking_lot::{Mutex, RwLock};
@@ -17,6 +18,10 @@ const FORMAT: &str = "strongroom ledger 1";
 /// Kept contracts that have expired are forgotten after this time, in seconds.
 const KEEP_EXPIRED: u64 = 90 * 86_400;
 
+/// Contracts that a holder made for other keys and that are kept for those, for each application. A holder can make any
+/// number of them: those that end first make room.
+const MOST_LENT: usize = 64;
+
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 /// Application: lowest valid generation, highest seen.
 const GENERATIONS: TableDefinition<&str, (u64, u64)> = TableDefinition::new("generations");
@@ -26,6 +31,8 @@ const REVOKED: TableDefinition<&[u8; 16], (u64, &str)> = TableDefinition::new("r
 const FENCED: TableDefinition<&str, u64> = TableDefinition::new("fenced");
 /// Holder: generation, expiry, last use, chain.
 const KEPT: TableDefinition<&[u8; 32], (u64, u64, u64, &[u8])> = TableDefinition::new("kept");
+/// Holders whose kept contract another holder made for them: the application, and the contract's end (Unix seconds).
+const LENT: TableDefinition<&[u8; 32], (&str, u64)> = TableDefinition::new("lent");
 /// Session: holder, since when (Unix seconds), boot id of the machine, chain.
 type SessionRow = (&'static [u8; 32], u64, &'static str, &'static [u8]);
 const SESSIONS: TableDefinition<&[u8; 16], SessionRow> = TableDefinition::new("sessions");
@@ -150,6 +157,13 @@ pub enum Change<'a> {
     Unfence(&'a Application),
     /// A contract is kept for its holder.
     Keep(&'a Kept),
+    /// The same, of one that another holder made; room for them is bounded.
+    KeepLent {
+        /// What is kept.
+        kept: &'a Kept,
+        /// Its application.
+        application: &'a Application,
+    },
     /// A session can be resumed.
     Session(&'a SessionRecord),
     /// A receipt was given for a revocation.
@@ -267,7 +281,7 @@ impl Ledger {
                 Change::Unfence(application) => {
                     memory.fenced.remove(application.as_str());
                 }
-                Change::Keep(_) | Change::Session(_) | Change::Receipt { .. } => {}
+                Change::Keep(_) | Change::KeepLent { .. } | Change::Session(_) | Change::Receipt { .. } => {}
             }
         }
         Ok(())
@@ -284,15 +298,17 @@ impl Ledger {
         Ok(row.map(|row| kept(holder.as_bytes(), row.value())))
     }
 
-    /// All contracts that are kept.
+    /// Contracts that are kept, by holder: at most so many, after this one.
     ///
     /// # Errors
     /// [`LedgerError::Store`].
-    pub fn all_kept(&self) -> Result<Vec<Kept>, LedgerError> {
+    pub fn kept_after(&self, after: Option<&PublicKey>, most: usize) -> Result<Vec<Kept>, LedgerError> {
         let read = self.store.begin_read().map_err(LedgerError::from)?;
         let table = read.open_table(KEPT).map_err(LedgerError::from)?;
+        let from = after.map_or(Bound::Unbounded, |key| Bound::Excluded(key.as_bytes()));
+        let rows = table.range::<&[u8; 32]>((from, Bound::Unbounded)).map_err(LedgerError::from)?;
         let mut all = vec![];
-        for row in table.iter().map_err(LedgerError::from)? {
+        for row in rows.take(most) {
             let (holder, value) = row.map_err(LedgerError::from)?;
             all.push(kept(holder.value(), value.value()));
         }
@@ -307,7 +323,17 @@ impl Ledger {
         let Some(mut kept) = self.kept(holder)? else { return Ok(()) };
         kept.last_used = now;
         let _turn = self.patient.lock();
-        self.write(Durability::None, |tables| tables.apply(&Change::Keep(&kept)))
+        self.write(Durability::None, |tables| tables.keep(&kept))
+    }
+
+    /// Whether the contract that is kept for a holder was made by another holder.
+    ///
+    /// # Errors
+    /// [`LedgerError::Store`].
+    pub fn is_lent(&self, holder: &PublicKey) -> Result<bool, LedgerError> {
+        let read = self.store.begin_read().map_err(LedgerError::from)?;
+        let table = read.open_table(LENT).map_err(LedgerError::from)?;
+        Ok(table.get(holder.as_bytes()).map_err(LedgerError::from)?.is_some())
     }
 
     /// The sessions that were open.
@@ -374,6 +400,9 @@ impl Ledger {
             let mut table = tables.0.open_table(KEPT).map_err(LedgerError::from)?;
             table
                 .retain(|_, (_, expires, _, _)| expires.saturating_add(KEEP_EXPIRED) >= now)
+                .map_err(LedgerError::from)?;
+            let mut lent = tables.0.open_table(LENT).map_err(LedgerError::from)?;
+            lent.retain(|_, (_, expires)| expires.saturating_add(KEEP_EXPIRED) >= now)
                 .map_err(LedgerError::from)
         })
     }
@@ -419,9 +448,13 @@ impl Tables {
                 table.remove(application.as_str()).map_err(LedgerError::from)?;
             }
             Change::Keep(kept) => {
-                let mut table = self.0.open_table(KEPT).map_err(LedgerError::from)?;
-                let row = (kept.generation, kept.expires, kept.last_used, &kept.chain[..]);
-                table.insert(kept.holder.as_bytes(), row).map_err(LedgerError::from)?;
+                self.keep(kept)?;
+                let mut lent = self.0.open_table(LENT).map_err(LedgerError::from)?;
+                lent.remove(kept.holder.as_bytes()).map_err(LedgerError::from)?;
+            }
+            Change::KeepLent { kept, application } => {
+                self.keep(kept)?;
+                self.lend(&kept.holder, application, kept.expires)?;
             }
             Change::Session(session) => {
                 let mut table = self.0.open_table(SESSIONS).map_err(LedgerError::from)?;
@@ -434,6 +467,34 @@ impl Tables {
                 table.insert(*revocation, *receipt).map_err(LedgerError::from)?;
             }
         }
+        Ok(())
+    }
+
+    fn keep(&self, kept: &Kept) -> Result<(), LedgerError> {
+        let mut table = self.0.open_table(KEPT).map_err(LedgerError::from)?;
+        let row = (kept.generation, kept.expires, kept.last_used, &kept.chain[..]);
+        table.insert(kept.holder.as_bytes(), row).map_err(LedgerError::from)?;
+        Ok(())
+    }
+
+    /// Notes that what is kept for a holder is lent, and makes room among the application's.
+    fn lend(&self, holder: &PublicKey, application: &Application, expires: u64) -> Result<(), LedgerError> {
+        let mut lent = self.0.open_table(LENT).map_err(LedgerError::from)?;
+        let mut others = vec![];
+        for row in lent.iter().map_err(LedgerError::from)? {
+            let (key, value) = row.map_err(LedgerError::from)?;
+            let (of, end) = value.value();
+            if of == application.as_str() && key.value() != holder.as_bytes() {
+                others.push((end, *key.value()));
+            }
+        }
+        others.sort_unstable();
+        let mut kept = self.0.open_table(KEPT).map_err(LedgerError::from)?;
+        for (_, key) in others.iter().take((others.len() + 1).saturating_sub(MOST_LENT)) {
+            lent.remove(key).map_err(LedgerError::from)?;
+            kept.remove(key).map_err(LedgerError::from)?;
+        }
+        lent.insert(holder.as_bytes(), (application.as_str(), expires)).map_err(LedgerError::from)?;
         Ok(())
     }
 
@@ -473,6 +534,7 @@ fn begin(store: &Database, gateway: &GatewayId) -> Result<(), LedgerError> {
         write.open_table(REVOKED).map_err(LedgerError::from)?;
         write.open_table(FENCED).map_err(LedgerError::from)?;
         write.open_table(KEPT).map_err(LedgerError::from)?;
+        write.open_table(LENT).map_err(LedgerError::from)?;
         write.open_table(SESSIONS).map_err(LedgerError::from)?;
         write.open_table(RECEIPTS).map_err(LedgerError::from)?;
     }
@@ -563,6 +625,40 @@ mod tests {
     }
 
     #[test]
+    fn lent_contracts_have_bounded_room_and_displace_no_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(&dir.path().join("ledger"), &gateway(1), 0).unwrap();
+        let key = |n: u64| {
+            let mut bytes = [0; 32];
+            bytes[..8].copy_from_slice(&n.to_le_bytes());
+            PublicKey::from_bytes(bytes)
+        };
+        let kept = |n, expires| Kept { holder: key(n), generation: 1, expires, last_used: 0, chain: vec![1] };
+        let has = |n| ledger.kept(&key(n)).unwrap().is_some();
+        let lend = |application: &str, n, expires| {
+            let change = Change::KeepLent { kept: &kept(n, expires), application: &app(application) };
+            ledger.commit(&[change]).unwrap();
+        };
+        ledger.commit(&[Change::Keep(&kept(9000, 1))]).unwrap();
+        lend("editor", 9001, 1);
+        for n in 0..200 {
+            lend("mail", n, 1000 + n);
+            lend("mail", n, 1000 + n);
+        }
+        assert_eq!((0..200).filter(|n| has(*n)).count(), MOST_LENT);
+        assert!(has(199) && !has(0), "those that end first made room");
+        assert!(has(9000) && has(9001), "of one application's own only");
+        assert!(ledger.is_lent(&key(199)).unwrap() && !ledger.is_lent(&key(9000)).unwrap());
+        // Used, it is still lent; issued, it is not, and counts no more.
+        ledger.used(&key(199), 5).unwrap();
+        assert!(ledger.is_lent(&key(199)).unwrap());
+        ledger.commit(&[Change::Keep(&kept(199, 1))]).unwrap();
+        assert!(!ledger.is_lent(&key(199)).unwrap());
+        (300..400).for_each(|n| lend("mail", n, 5000));
+        assert!(has(199) && !has(198));
+    }
+
+    #[test]
     fn kept_contracts_are_forgotten_long_after_their_end() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("ledger");
@@ -579,7 +675,7 @@ mod tests {
         assert_eq!(ledger.kept(&PublicKey::from_bytes([1; 32])).unwrap().unwrap().last_used, 77);
         drop(ledger);
         let ledger = Ledger::open(&file, &gateway(1), 1500 + KEEP_EXPIRED).unwrap();
-        let left: Vec<_> = ledger.all_kept().unwrap().iter().map(|kept| kept.expires).collect();
+        let left: Vec<_> = ledger.kept_after(None, 9).unwrap().iter().map(|kept| kept.expires).collect();
         assert_eq!(left, [2000]);
     }
 }

@@ -92,13 +92,14 @@ fn serve(config: &Config, checked: Checked) -> Result<impl FnOnce() + use<>, Fai
     println!("gateway {} serves on {}", gateway.id, name(&listener));
     let door = NativeDoor::new(gateway.clone()).map_err(|error| work(error.to_string()))?;
     let native = door.clone();
-    accept(&gateway, listener, move |socket, from| native.take(socket, from))?;
+    accept(&gateway, listener, || (), move |socket, from| native.take(socket, from))?;
     if let Some(listener) = admin {
         stoppers.push(listener.stopper().map_err(|error| work(error.to_string()))?);
         println!("administrators at {}", name(&listener));
         let admin = AdminDoor::new(gateway.clone(), config.admin_keys.clone())
             .map_err(|error| work(error.to_string()))?;
-        accept(&gateway, listener, move |socket, from| admin.take(socket, from))?;
+        let ready = admin.clone();
+        accept(&gateway, listener, move || ready.hurry(), move |socket, from| admin.take(socket, from))?;
     }
     Ok(move || {
         gateway.stop();
@@ -110,12 +111,16 @@ fn serve(config: &Config, checked: Checked) -> Result<impl FnOnce() + use<>, Fai
 fn accept(
     gateway: &Arc<Gateway>,
     listener: Listener,
+    prepare: impl FnOnce() + Send + 'static,
     take: impl Fn(strongroom_channel::Socket, Option<std::net::SocketAddr>) + Send + 'static,
 ) -> Result<(), Failed> {
     let own = gateway.clone();
     std::thread::Builder::new()
         .name("accept".into())
-        .spawn(move || listener.run(|| own.is_stopping(), take))
+        .spawn(move || {
+            prepare();
+            listener.run(|| own.is_stopping(), take);
+        })
         .map(drop)
         .map_err(|error| Failed(1, format!("cannot start a thread: {error}")))
 }

@@ -1,5 +1,6 @@
 #![allow(unsafe_code, reason = "system calls that rustix does not offer; each with its reason")]
-//! System calls that need `libc`: the file-system identity of a thread, chmod of an O_PATH descriptor, the umask.
+//! System calls that need `libc`: the file-system identity of a thread, chmod of an O_PATH descriptor, the umask, the
+//! scheduling of a thread.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -113,6 +114,40 @@ pub(crate) fn chmod_fd(fd: BorrowedFd<'_>, mode: u32) -> Result<(), Errno> {
     // SAFETY: the descriptor is open for the length of the call, the path is a constant with its NUL.
     let result = unsafe {
         libc::syscall(SYS_FCHMODAT2, fd.as_raw_fd(), c"".as_ptr(), mode & 0o7777, libc::AT_EMPTY_PATH)
+    };
+    if result == 0 { Ok(()) } else { Err(last_error()) }
+}
+
+/// The lowest real-time priority: enough to run before everything that has none (sched(7)).
+const URGENT: i32 = 1;
+
+/// How soon a thread runs when more of them want to than there are processors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pace {
+    /// As others do.
+    Usual,
+    /// Before all others (SCHED_RR), where the process may: by `CAP_SYS_NICE` or a limit `RTPRIO` of 1.
+    Urgent,
+}
+
+/// Sets the pace of the calling thread. Threads that it starts have the usual one.
+///
+/// # Errors
+/// `EPERM` where the process may not; the thread goes on as before.
+pub(crate) fn set_pace(pace: Pace) -> Result<(), Errno> {
+    let (policy, priority) = match pace {
+        Pace::Usual => (libc::SCHED_OTHER, 0),
+        Pace::Urgent => (libc::SCHED_RR, URGENT),
+    };
+    let parameters = libc::sched_param { sched_priority: priority };
+    // SAFETY: 0 means the calling thread; the parameters are read during the call only.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_sched_setscheduler,
+            0,
+            policy | libc::SCHED_RESET_ON_FORK,
+            &raw const parameters,
+        )
     };
     if result == 0 { Ok(()) } else { Err(last_error()) }
 }

@@ -1,5 +1,5 @@
 //! Frames between `contract` and the admin door: one request, one answer, in turn. Lists travel as the frame's data
-//! ([`crate::codec::encode_list`]).
+//! ([`crate::codec::encode_list`]), in pages that fit.
 
 use bincode::{Decode, Encode};
 use strongroom_contracts::{Application, ContractId, GatewayId, PublicKey};
@@ -21,10 +21,16 @@ pub enum AdminRequest {
         /// Whose.
         application: Application,
     },
-    /// Live sessions. Answer: `Sessions`.
-    Sessions,
-    /// Contracts that the gateway keeps. Answer: `Contracts`.
-    Contracts,
+    /// Live sessions, by number. Answer: `Sessions`.
+    Sessions {
+        /// From the one that follows this; `None`: from the first.
+        after: Option<SessionId>,
+    },
+    /// Contracts that the gateway keeps, by holder. Answer: `Contracts`.
+    Contracts {
+        /// From the one that follows this; `None`: from the first.
+        after: Option<PublicKey>,
+    },
     /// Lowest valid generation of an application. Answer: `Generation`.
     Generation {
         /// Whose.
@@ -51,10 +57,16 @@ pub enum AdminAnswer {
         /// Microseconds from the receipt of the request until it held.
         took_us: u64,
     },
-    /// Data: a list of [`SessionInfo`].
-    Sessions,
-    /// Data: a list of [`ContractInfo`].
-    Contracts,
+    /// A page. Data: a list of [`SessionInfo`].
+    Sessions {
+        /// What to name as `after` for the next page; `None`: this was the last.
+        next: Option<SessionId>,
+    },
+    /// A page. Data: a list of [`ContractInfo`]; it may be empty before the last.
+    Contracts {
+        /// What to name as `after` for the next page; `None`: this was the last.
+        next: Option<PublicKey>,
+    },
     /// Lowest valid generation (1 if none was ever voided), and highest seen (0 if none).
     Generation {
         /// Contracts below are void.

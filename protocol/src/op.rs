@@ -107,6 +107,9 @@ pub enum Op {
     Ping,
     /// The client ends for good: the session is closed at once. Reply: `Done`.
     Bye,
+    /// After a restart of the gateway: every lock that the session still wants is claimed, so that others need not wait for
+    /// it any more (RFC 8881, 18.51). Reply: `Done`.
+    Reclaimed,
     /// The client answers recalls: leases may be given to the session from now on. Reply: `Terms`, as
     /// [`crate::reply::FromGateway::Leased`] like all that follow on this connection; to be sent on each connection.
     TakeLeases,
@@ -170,6 +173,7 @@ impl Op {
             | Op::CancelLock { .. }
             | Op::Ping
             | Op::Bye
+            | Op::Reclaimed
             | Op::TakeLeases
             | Op::Recalled { .. } => false,
         }
@@ -214,6 +218,7 @@ impl Op {
             | Op::CancelLock { .. }
             | Op::Ping
             | Op::Bye
+            | Op::Reclaimed
             | Op::TakeLeases
             | Op::Recalled { .. }
             | Op::OpenRead { .. } => false,
@@ -259,6 +264,7 @@ impl Op {
             Op::CancelLock { .. } => "cancel-lock",
             Op::Ping => "ping",
             Op::Bye => "bye",
+            Op::Reclaimed => "reclaimed",
             Op::TakeLeases => "take-leases",
             Op::Recalled { .. } => "recalled",
             Op::OpenRead { .. } => "open-read",

@@ -72,6 +72,7 @@ fn op() -> impl Strategy<Value = Op> {
             Op::SetLock { handle: Handle(handle), lock, wait, reclaim: false }
         }),
         Just(Op::Bye),
+        Just(Op::Reclaimed),
     ]
 }
 

@@ -1,7 +1,14 @@
 #!/usr/bin/env bash
-# Conformance: pjdfstest and fsx on a real mount of a grant with `preserve` ownership, through a real gateway on the loopback interface.
+# Conformance: public suites and real programs on a real mount of a grant with `preserve` ownership, through a real gateway on the loopback
+# interface.
 #
-#   tests/conformance/run.sh [--ops N] [--seeds "1 2 3"] [--only pjdfstest|fsx] [--keep]
+#   tests/conformance/run.sh [--suites "pjdfstest fsx …"] [--ops N] [--seeds "1 2 3"] [--seconds N] [--rounds N] [--files N] [--keep]
+#
+# Suites (one file each in tests/conformance/suites): pjdfstest erofs fsx stress dbench fio postgres git sqlite. Default: all.
+#   --ops      operations of fsx, with each of the seeds
+#   --seconds  how long pgbench runs; stress-ng and dbench take a fixed short time
+#   --rounds   how often SQLite's writer is killed
+#   --files    files in git's history
 #
 # Runs as root, in a mount namespace of its own: it leaves no mount, no user and no file behind. Binaries come from
 # $STRONGROOM_BIN (default target/release), the suites from target/tools/bin or PATH. Fails if a test outside
@@ -9,28 +16,34 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/../.." && pwd)
-ops=100000 seeds="1" only="" keep=""
+all="pjdfstest erofs fsx stress dbench fio postgres git sqlite"
+ops=100000 seeds="1" suites=$all seconds=5 rounds=10 files=2000 keep=""
 while [ $# -gt 0 ]; do
   case $1 in
     --ops) ops=$2; shift 2;;
     --seeds) seeds=$2; shift 2;;
-    --only) only=$2; shift 2;;
+    --suites) suites=$2; shift 2;;
+    --seconds) seconds=$2; shift 2;;
+    --rounds) rounds=$2; shift 2;;
+    --files) files=$2; shift 2;;
     --keep) keep=1; shift;;
-    *) echo "usage: $0 [--ops N] [--seeds \"1 2\"] [--only pjdfstest|fsx] [--keep]" >&2; exit 2;;
+    *) echo "usage: $0 [--suites \"$all\"] [--ops N] [--seeds \"1 2\"] [--seconds N] [--rounds N] [--files N] [--keep]" >&2; exit 2;;
   esac
 done
 [ "$(id -u)" = 0 ] || { echo "conformance: pjdfstest changes users; run it as root (sudo make conformance)" >&2; exit 1; }
 if [ -z "${STRONGROOM_CONFORMANCE_INSIDE:-}" ]; then
-  args=(--ops "$ops" --seeds "$seeds")
-  [ -z "$only" ] || args+=(--only "$only")
+  args=(--suites "$suites" --ops "$ops" --seeds "$seeds" --seconds "$seconds" --rounds "$rounds" --files "$files")
   [ -z "$keep" ] || args+=(--keep)
   STRONGROOM_CONFORMANCE_INSIDE=1 exec unshare --mount --propagation private -- "$0" "${args[@]}"
 fi
 
 bin=${STRONGROOM_BIN:-$top/target/release}
 export PATH="$bin:$top/target/tools/bin:$PATH"
-for tool in contract strongroom-gateway mount.strongroom pjdfstest fsx; do
-  command -v $tool >/dev/null || { echo "conformance: $tool is missing; run: make build tools" >&2; exit 1; }
+# need COMMAND PACKAGE-OR-HOW
+need() { command -v "$1" >/dev/null || { echo "conformance: \`$1\` is missing: $2" >&2; exit 1; }; }
+for tool in contract strongroom-gateway mount.strongroom; do need $tool "run \`make build\`"; done
+for suite in $suites; do
+  case " $all " in *" $suite "*) . "$here/suites/$suite.sh";; *) echo "conformance: there is no suite \`$suite\`: $all" >&2; exit 2;; esac
 done
 
 # A short name: the suite binds sockets below it, whose paths may have 107 bytes (unix(7)).
@@ -84,63 +97,14 @@ contract grant suite --holder "$(cat "$work/holder.pub")" --out "$work/suite.con
 mount.strongroom "$work/suite.contract" "$work/mnt" \
   -o key="$work/holder.key",gateway=127.0.0.1:$port,allow_other,dev,suid,exec,log="$work/mount.log"
 
+
 failed=0
-if [ -z "$only" ] || [ "$only" = pjdfstest ]; then
-  cat > "$work/pjdfstest.toml" <<'CONFIG'
-[features]
-posix_fallocate = {}
-rename_ctime = {}
-stat_st_birthtime = {}
-utime_now = {}
-utimensat = {}
-[settings]
-naptime = 0.02
-allow_remount = false
-CONFIG
-  mkdir "$work/mnt/suite/pjd"; chmod 755 "$work/mnt/suite/pjd"
-  pjdfstest -c "$work/pjdfstest.toml" -p "$work/mnt/suite/pjd" -s "$work/elsewhere" > "$work/pjdfstest.out" 2>&1 || true
-  sed 's/\x1b\[[0-9;]*m//g' "$work/pjdfstest.out" > "$work/pjdfstest.txt"
-  sed -nE 's/^([a-z0-9_:]+) +FAILED$/\1/p' "$work/pjdfstest.txt" | sort -u > "$work/failed.txt"
-  sed -E 's/#.*//; s/[[:space:]]+$//; /^$/d' "$here/expected.txt" | sort -u > "$work/expected.txt"
-  grep '^Summary: ' "$work/pjdfstest.txt" || { echo "pjdfstest did not finish: $work/pjdfstest.txt" >&2; tail -n 20 "$work/pjdfstest.txt" >&2; failed=1; }
-  if ! diff -u "$work/expected.txt" "$work/failed.txt" > "$work/difference"; then
-    echo "pjdfstest: not as tests/conformance/expected.txt says (+ fails unexpectedly, - passes unexpectedly):"
-    grep -E '^[+-][a-z]' "$work/difference" || true
-    while read -r name; do
-      grep -A 2 "^$name .*FAILED" "$work/pjdfstest.txt" || true
-    done < <(sed -nE 's/^\+([a-z].*)/\1/p' "$work/difference" | head -n 20)
-    failed=1
-  fi
-fi
-if [ -z "$only" ] || [ "$only" = fsx ]; then
-  cat > "$work/fsx.toml" <<'CONFIG'
-flen = 1048576
-[opsize]
-max = 131072
-[weights]
-close_open = 1
-read = 10
-write = 10
-mapread = 5
-mapwrite = 5
-invalidate = 1
-truncate = 2
-fsync = 0.2
-fdatasync = 0.2
-sendfile = 1
-posix_fadvise = 1
-posix_fallocate = 1
-copy_file_range = 1
-punch_hole = 1
-CONFIG
-  mkdir -p "$work/fsx"
-  for seed in $seeds; do
-    if fsx -f "$work/fsx.toml" -N "$ops" -S "$seed" -P "$work/fsx" "$work/mnt/suite/fsx.$seed" > "$work/fsx.$seed.out" 2>&1; then
-      echo "fsx: $ops operations with seed $seed passed"
-    else
-      echo "fsx: seed $seed FAILED"; tail -n 30 "$work/fsx.$seed.out"; failed=1
-    fi
-  done
-fi
+for suite in $suites; do
+  mkdir -m 755 "$work/mnt/suite/$suite"
+  began=$SECONDS
+  if ! "suite_$suite" "$work/mnt/suite/$suite"; then failed=1; fi
+  rm -rf "$work/mnt/suite/$suite"
+  echo "$suite: took $((SECONDS - began)) s"
+done
 umount "$work/mnt"
 exit $failed

@@ -15,14 +15,15 @@ use std::path::{Path, PathBuf};
 use toml_edit::DocumentMut;
 
 /// Each crate, and the crates of the house that it may depend on.
-const ARROWS: [(&str, &[&str]); 9] = [
+const ARROWS: [(&str, &[&str]); 10] = [
     ("contracts", &[]),
     ("policy", &["contracts"]),
     ("protocol", &["contracts"]),
     ("channel", &["contracts", "protocol"]),
     ("gateway", &["contracts", "protocol", "channel"]),
     ("fuse-client", &["contracts", "protocol", "channel"]),
-    ("cli", &["contracts", "policy", "protocol", "channel"]),
+    ("base", &["contracts", "policy", "protocol", "channel"]),
+    ("cli", &["contracts", "policy", "protocol", "base"]),
     ("tests", &[]),
     ("benches", &["contracts", "protocol", "channel", "tests"]),
 ];

@@ -30,9 +30,10 @@ use strongroom_protocol::lease::{Lease, LeaseTerms, Note, Recalled};
 use strongroom_protocol::name::Name;
 use strongroom_protocol::op::{Op, RenameMode};
 use strongroom_protocol::readdir::entries;
-use strongroom_protocol::reply::{Event, Outcome};
+use strongroom_protocol::reply::{Event, Failure, Outcome};
 
 const BY: Credentials = Credentials { uid: 0, gid: 0 };
+const ENOENT: u16 = 2;
 const CLIENTS: usize = 3;
 const LINKS: usize = 2;
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
@@ -77,7 +78,7 @@ enum Request {
 
 /// From the gateway to a client.
 enum Message {
-    Reply { id: u64, outcome: Outcome, note: Note, data: Vec<u8> },
+    Reply { id: u64, answer: Box<(Outcome, Note)>, data: Vec<u8> },
     Event(Event, Vec<u8>),
 }
 
@@ -461,8 +462,7 @@ impl Sim {
             Ok(Served::Done(done)) => {
                 let message = Message::Reply {
                     id: request.id,
-                    outcome: done.outcome.clone(),
-                    note: done.note,
+                    answer: Box::new((done.outcome.clone(), done.note)),
                     data: out.data().to_vec(),
                 };
                 client.links[request.link].down.push_back(message);
@@ -538,7 +538,7 @@ impl Sim {
                 self.note(format!("client {which} hears that all is lost"));
             }
             Some(Message::Event(event, _)) => panic!("{event:?}"),
-            Some(Message::Reply { id, outcome, note, data }) => self.learn(which, id, outcome, note, &data),
+            Some(Message::Reply { id, answer, data }) => self.learn(which, id, answer.0, answer.1, &data),
         }
     }
 
@@ -558,10 +558,8 @@ impl Sim {
                 table.learn(&heard, found.node, note.node, &found.attr, false);
                 table.learn_name(&heard, *parent, name, Some(found.node));
             }
-            (Op::Lookup { parent, name }, Outcome::Failed(failure)) => {
-                if *failure == strongroom_protocol::reply::Failure::Errno(2) {
-                    table.learn_name(&heard, *parent, name, None);
-                }
+            (Op::Lookup { parent, name }, Outcome::Failed(Failure::Errno(ENOENT))) => {
+                table.learn_name(&heard, *parent, name, None);
             }
             (Op::Getattr { node, .. }, Outcome::Attr(attr))
             | (Op::Open { node, .. }, Outcome::Opened(_, attr)) => {

@@ -30,6 +30,8 @@ use support::wait_for;
 
 const APPLICATION: &str = "load";
 const CHUNK: usize = 64 * 1024;
+/// Writes that are sent before the revocation: by then every writer waits for the gateway, and the disk has work.
+const WARM_UP: u64 = 1000;
 /// Set by a signal.
 static STOP: AtomicBool = AtomicBool::new(false);
 
@@ -140,12 +142,15 @@ fn under_load(gateway: &Gateway, writers: u16, revoke: impl FnOnce() -> Result<(
             let written = &written;
             scope.spawn(move || write_without_end(&sender, handle, slot, written));
         }
+        let closers = [first.channel.closer.clone(), second.channel.closer.clone()];
         for mut connection in [first, second] {
             scope.spawn(move || while Attacker::receive(&mut connection).is_some() {});
         }
-        wait_for("the writers to be busy", || (written.load(Ordering::Relaxed) > 100).then_some(()));
-        // The gateway closes the connections, which ends all threads.
-        revoke()
+        wait_for("the writers to be busy", || (written.load(Ordering::Relaxed) > WARM_UP).then_some(()));
+        let revoked = revoke();
+        // What is measured is over: the gateway would close the connections too, but seconds later.
+        closers.iter().for_each(strongroom_channel::Closer::close);
+        revoked
     })
 }
 

@@ -13,7 +13,7 @@ use crate::failure::Failure;
 use crate::files::{self, Existing, PUBLIC};
 use crate::issuing::{self, Counter, Issuer, Made, Wish};
 use crate::keys::KeyArgument;
-use crate::narrowing::NarrowArgs;
+use crate::narrowing::{self, NarrowArgs};
 use crate::output::Report;
 use crate::view::View;
 
@@ -54,7 +54,7 @@ impl Grant {
         let wish = Wish {
             holder: self.holder.read("holder's public key")?,
             lifetime_secs: self.lifetime,
-            narrow: issuing::narrowings(policy, &self.narrow)?,
+            narrow: narrowing::narrowings(policy, &self.narrow)?,
         };
         let issuer = Issuer::open(&base)?;
         let existing = if self.force { Existing::Replace } else { Existing::Keep };
@@ -100,7 +100,7 @@ impl Grant {
         let client = context.connect(base).map_err(|failure| {
             failure.hint("to issue without the gateway, and carry the file over: add --offline")
         })?;
-        Counter::open(client, archive, issuer, &context.clock)
+        Counter::open(client, archive, issuer, context.clock.now())
     }
 
     fn report(

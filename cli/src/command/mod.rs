@@ -23,6 +23,7 @@ use crate::admin::AdminClient;
 use crate::base::Base;
 use crate::failure::{Exit, Failure};
 use crate::output::{Clock, Report, Style, print_failure};
+use crate::sys::{Pace, set_pace};
 
 const DEFAULT_DIR: &str = "/etc/strongroom";
 
@@ -101,12 +102,19 @@ impl Context {
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
     let started = Instant::now();
+    if std::env::args_os().any(|arg| arg == "revoke") {
+        // Before anything else.
+        set_pace(Pace::Urgent);
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
             return ExitCode::from(not_run(&error) as u8);
         }
     };
+    if !matches!(cli.command, Command::Revoke(_)) {
+        set_pace(Pace::Usual);
+    }
     let json = cli.json;
     let errors = Style::of(&stderr());
     let from_environment =

@@ -7,9 +7,9 @@ use serde_json::json;
 use strongroom_contracts::Application;
 
 use super::Context;
-use crate::archive::{Archive, Issued, Lock};
+use crate::archive::{Archive, Lock};
 use crate::base::mistakes;
-use crate::failure::{Exit, Failure};
+use crate::failure::Failure;
 use crate::files::{self, Existing, PUBLIC};
 use crate::issuing::{self, Counter, Issuer, Wish};
 use crate::keys::KeyArgument;
@@ -50,8 +50,10 @@ impl Reissue {
         let (issuer, archive) = (Issuer::open(&base)?, Archive::open(&base)?);
         let existing = if self.force { Existing::Replace } else { Existing::Keep };
         self.out.as_deref().map_or(Ok(()), |out| files::check_free(out, existing))?;
-        let mut wishes: Vec<Wish> =
-            self.last(&archive)?.iter().map(|issued| Wish::again(issued, policy)).collect();
+        let mut wishes: Vec<Wish> = issuing::last_of(&archive, &self.application)?
+            .iter()
+            .map(|issued| Wish::again(issued, policy))
+            .collect();
         if let Some(holder) = &self.holder {
             let holder = holder.read("holder's public key")?;
             wishes = wishes.into_iter().next_back().map(|wish| Wish { holder, ..wish }).into_iter().collect();
@@ -73,7 +75,7 @@ impl Reissue {
 
         let opened = context
             .connect(&base)
-            .and_then(|client| Counter::open(client, &archive, &issuer, &context.clock));
+            .and_then(|client| Counter::open(client, &archive, &issuer, context.clock.now()));
         let mut counter = opened
             .map_err(|failure| failure.hint("nothing was issued, and older contracts are still valid"))?;
         let lock = archive.lock()?;
@@ -118,27 +120,6 @@ impl Reissue {
         report.warnings = mistakes(&policies);
         report.warnings.append(&mut counter.warnings);
         Ok(report)
-    }
-
-    /// The newest contract of each holder of the last generation, without those revoked by their number; oldest first.
-    fn last(&self, archive: &Archive) -> Result<Vec<Issued>, Failure> {
-        let revoked = archive.revoked_contracts()?;
-        let shelf = archive.shelf(Some(&self.application))?;
-        let last = shelf.contracts.iter().map(|(issued, _)| issued.terms.generation).max().unwrap_or(0);
-        let mut list: Vec<Issued> = vec![];
-        for (issued, _) in shelf.contracts.into_iter().filter(|(issued, _)| issued.terms.generation == last) {
-            list.retain(|other| other.terms.holder != issued.terms.holder);
-            list.push(issued);
-        }
-        list.retain(|issued| !revoked.contains(&issued.terms.id));
-        if list.is_empty() {
-            return Err(Failure::new(
-                Exit::NotFound,
-                format!("there is no contract of `{}` to issue again", self.application),
-            )
-            .hint(format!("issue one: contract grant {} --holder KEY", self.application)));
-        }
-        Ok(list)
     }
 }
 

@@ -52,7 +52,7 @@ impl Renew {
         }
         let opened = context
             .connect(&base)
-            .and_then(|client| Counter::open(client, &archive, &issuer, &context.clock));
+            .and_then(|client| Counter::open(client, &archive, &issuer, context.clock.now()));
         let mut counter = opened.map_err(|failure| failure.hint("nothing was renewed"))?;
         let (mut outcomes, mut gone) = (vec![], None::<String>);
         for issued in list {

@@ -19,6 +19,7 @@ use crate::issuing::Issuer;
 use crate::output::{Report, count};
 use crate::revoking::{self, Held};
 use crate::statement::{Statement, subject_words};
+use crate::sys::{Pace, set_pace};
 
 /// Make every contract of an application void, or one contract; return when the fence holds
 ///
@@ -83,6 +84,8 @@ impl Revoke {
             }
         }
         let took = context.started.elapsed();
+        // What is left is for the record.
+        set_pace(Pace::Usual);
         let (done, rest) = statements.split_at(sent.held.len());
         if let Some(failure) = sent.failure {
             self.record(&archive, done, &sent.held).map_err(|other| {

@@ -1,20 +1,16 @@
 //! What people and programs see: reports, tables, times, colour.
 
+mod calm;
 mod report;
 mod style;
 mod table;
 mod when;
 
 pub use report::{Report, failure_json, print_failure};
+pub use strongroom_base::text::{span, tame};
 pub use style::Style;
 pub use table::Table;
-pub use when::{Clock, span};
-
-/// Text from elsewhere with control characters made visible, so that it cannot steer a terminal.
-pub fn tame(text: &str) -> String {
-    let plain = |c: char| !c.is_control();
-    text.chars().flat_map(|c| if plain(c) { vec![c] } else { c.escape_default().collect() }).collect()
-}
+pub use when::Clock;
 
 /// Bytes in a unit that keeps the number short: `1.5 GiB`.
 pub fn bytes(count: u64) -> String {
@@ -36,12 +32,6 @@ pub fn count(number: u64, one: &str, many: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn foreign_text_cannot_steer_the_terminal() {
-        assert_eq!(tame("a\x1b[2Jb\nc"), "a\\u{1b}[2Jb\\nc");
-        assert_eq!(tame("10.77.0.2:40000 ü"), "10.77.0.2:40000 ü");
-    }
 
     #[test]
     fn sizes_are_short() {

@@ -5,6 +5,7 @@ use std::io::Write;
 use serde_json::{Value, json};
 
 use super::Style;
+use super::calm::{calm, calm_json};
 use crate::failure::{Exit, Failure};
 
 /// What a command that came to its end has to say.
@@ -57,8 +58,10 @@ impl Report {
             {
                 members.insert("warnings".into(), self.warnings.clone().into());
             }
-            self.human = format!("{:#}\n", self.json);
+            self.human = calm_json(&format!("{:#}\n", self.json));
             self.notes.clear();
+        } else {
+            self.human = calm(&self.human);
         }
         for warning in self.warnings.drain(..).filter(|_| !as_json) {
             eprintln_safe(&format!("{} {warning}", errors.yellow("warning:")));
@@ -84,7 +87,7 @@ impl Report {
 /// Writes a failure to the standard error; with `--json` as one object.
 pub fn print_failure(failure: &Failure, as_json: bool, errors: Style) -> Exit {
     if as_json {
-        eprintln_safe(&format!("{:#}", failure.to_json()));
+        eprintln_safe(&calm_json(&format!("{:#}", failure.to_json())));
     } else {
         eprintln_safe(&format!("{} {}", errors.red("error:"), failure.message()));
         for hint in failure.hints() {
@@ -96,7 +99,7 @@ pub fn print_failure(failure: &Failure, as_json: bool, errors: Style) -> Exit {
 
 fn eprintln_safe(line: &str) {
     // Nobody is left to be told if the standard error is gone.
-    let _ = writeln!(std::io::stderr(), "{line}");
+    let _ = writeln!(std::io::stderr(), "{}", calm(line));
 }
 
 /// The `--json` form of a failure inside a list of results.

@@ -1,6 +1,7 @@
 //! Aligned tables.
 
 use super::Style;
+use super::calm::calm;
 
 /// A table under construction. Cells may hold colour; it does not count for their width.
 #[derive(Debug)]
@@ -21,7 +22,7 @@ impl Table {
 
     /// Adds a row.
     pub fn row<const N: usize>(&mut self, cells: [String; N]) {
-        self.rows.push(cells.into());
+        self.rows.push(cells.iter().map(|cell| calm(cell)).collect());
     }
 
     /// The text; the last column is not padded.

@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use strongroom_base::text::span;
 use strongroom_contracts::armour::rfc3339;
 
 /// The time at which the command runs, and the zone in which it speaks.
@@ -47,24 +48,6 @@ impl Clock {
     }
 }
 
-/// A span of time in its two largest units.
-pub fn span(secs: u64) -> String {
-    let (days, hours, minutes, seconds) = (secs / 86_400, secs / 3600 % 24, secs / 60 % 60, secs % 60);
-    let two = |a: u64, a_unit: &str, b: u64, b_unit: &str| match b {
-        0 => format!("{a}{a_unit}"),
-        b => format!("{a}{a_unit} {b}{b_unit}"),
-    };
-    if days > 0 {
-        two(days, "d", hours, "h")
-    } else if hours > 0 {
-        two(hours, "h", minutes, "m")
-    } else if minutes > 0 {
-        two(minutes, "m", seconds, "s")
-    } else {
-        format!("{seconds}s")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,6 +60,5 @@ mod tests {
         assert_eq!(clock.relative(1_000_000_000 - 182), "3m 2s ago");
         assert_eq!(clock.relative(0), "11574d 1h ago");
         assert_eq!(clock.local(u64::MAX), format!("{} s after 1970", u64::MAX));
-        assert_eq!(span(90_000), "1d 1h");
     }
 }

@@ -157,11 +157,13 @@ impl Door {
                 seen.revocations.push(signed);
                 Some((AdminAnswer::Fenced { sessions: 1, took_us: 1500 }, data))
             }
-            AdminRequest::Sessions => Some((AdminAnswer::Sessions, encode_list(&seen.sessions).unwrap())),
-            AdminRequest::Contracts => {
+            AdminRequest::Sessions { .. } => {
+                Some((AdminAnswer::Sessions { next: None }, encode_list(&seen.sessions).unwrap()))
+            }
+            AdminRequest::Contracts { .. } => {
                 let list: Vec<ContractInfo> =
                     seen.deposits.iter().map(|chain| self.info(chain, &seen)).collect();
-                Some((AdminAnswer::Contracts, encode_list(&list).unwrap()))
+                Some((AdminAnswer::Contracts { next: None }, encode_list(&list).unwrap()))
             }
             AdminRequest::FenceLocally { .. } => refused("no"),
         }

@@ -19,6 +19,8 @@ use crate::state::{OpenFile, Wire};
 const MAX_TRIES: u8 = 4;
 /// How long to wait while the gateway collects locks after a restart.
 const GRACE_PAUSE: Duration = Duration::from_millis(200);
+/// How long to wait for the event that explains a fence; usually a fraction of a millisecond passes.
+const FENCE_PAUSE: Duration = Duration::from_millis(100);
 
 impl Shared {
     /// A request failed: asks again where that is the answer to it.
@@ -42,6 +44,14 @@ impl Shared {
             // It was not carried out, and will be under the contract that took the other's place.
             Failure::Fenced if self.core.lock().superseded => {
                 pending.sent = false;
+                self.enqueue(pending);
+            }
+            // The answer has overtaken the event that says whether another contract takes this one's place; if the contract is
+            // void, the event ends this too.
+            Failure::Fenced if pending.tries < MAX_TRIES => {
+                pending.tries += 1;
+                pending.sent = false;
+                pending.place = Place::Later(Instant::now() + FENCE_PAUSE);
                 self.enqueue(pending);
             }
             // It is closed, one way or the other.

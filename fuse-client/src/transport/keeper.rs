@@ -57,6 +57,8 @@ enum Need {
     Connection,
     /// The session has fewer connections than it may.
     Another,
+    /// The gateway has not seen the contract that is in the file now.
+    Offer,
     /// The session was ended in favour of another; its last answers are still coming.
     Farewell,
     /// There is no session, because there is no valid contract.
@@ -71,11 +73,13 @@ pub(super) struct Keeper {
     /// The session may not have more connections than this.
     most: usize,
     trouble: Option<String>,
+    /// The contract file was replaced, and the gateway has not seen what is in it now.
+    offer: bool,
 }
 
 impl Keeper {
     pub(super) fn new(shared: Arc<Shared>, nudged: mpsc::Receiver<Nudge>) -> Keeper {
-        Keeper { shared, nudged, pause: FIRST_PAUSE, most: 1, trouble: None }
+        Keeper { shared, nudged, pause: FIRST_PAUSE, most: 1, trouble: None, offer: false }
     }
 
     /// Opens the first session. `Keeper` has not been moved to its thread yet.
@@ -92,6 +96,7 @@ impl Keeper {
                 Need::Nothing => None,
                 Need::Connection => self.reconnect(),
                 Need::Another => self.add_connection(),
+                Need::Offer => self.offer(),
                 Need::Farewell => self.farewell(),
                 Need::Contract => self.revive(),
             };
@@ -102,6 +107,10 @@ impl Keeper {
             };
             match nudge {
                 Ok(Nudge::Broken) => self.abandon(),
+                Ok(Nudge::File) => {
+                    let settings = &self.shared.settings;
+                    self.offer |= settings.contract.reload(&settings.journal);
+                }
                 Ok(Nudge::Look) | Err(mpsc::RecvTimeoutError::Timeout) => {}
                 Err(mpsc::RecvTimeoutError::Disconnected) => return,
             }
@@ -116,6 +125,7 @@ impl Keeper {
             Phase::Void => Need::Contract,
             _ if live == 0 => Need::Connection,
             _ if core.superseded => Need::Farewell,
+            Phase::Up if self.offer => Need::Offer,
             Phase::Up if live < core.links.len().min(self.most) => Need::Another,
             Phase::Away | Phase::Up => Need::Nothing,
         }
@@ -179,7 +189,7 @@ impl Keeper {
     fn reconnect(&mut self) -> Option<Duration> {
         let session = self.shared.core.lock().session;
         let outcome = match session {
-            Some(session) => match self.knock(Some(session.id), false, &[]) {
+            Some(session) => match self.knock(Some(session.id), false, &self.offered()) {
                 Ok(Knock::Refused(Refused { code: RefusedCode::NoSession, .. })) => {
                     self.shared.settings.journal.note("the gateway has lost the session: beginning another");
                     self.shared.core.lock().session = None;
@@ -197,6 +207,7 @@ impl Keeper {
         }) {
             Ok(most) => {
                 self.most = most;
+                self.offer = false;
                 self.settled();
                 Some(Duration::ZERO)
             }
@@ -225,6 +236,38 @@ impl Keeper {
         let pause = self.pause;
         self.pause = (pause * 2).min(LAST_PAUSE);
         pause
+    }
+
+    /// The chain that the gateway has not seen, if there is one.
+    fn offered(&self) -> Vec<u8> {
+        if self.offer { self.shared.settings.contract.chain() } else { vec![] }
+    }
+
+    /// Presents the contract that is in the file now, with the session that is to go on under it. If the session cannot, the
+    /// gateway ends it in favour of another; if the contract is no better than the one in force, nothing changes.
+    fn offer(&mut self) -> Option<Duration> {
+        let Some(session) = self.shared.core.lock().session else { return Some(FIRST_PAUSE) };
+        match self.knock(Some(session.id), false, &self.offered()) {
+            Ok(Knock::Welcome(welcome, _, channel)) => {
+                self.offer = false;
+                note(
+                    &self.shared,
+                    &format!("the contract file was replaced; in force is the contract {}", welcome.contract),
+                );
+                self.status(&welcome);
+                if welcome.boot == session.boot && welcome.resumed {
+                    // One connection more, if there is room; closed if not.
+                    let _ = self.install(*channel);
+                }
+                Some(Duration::ZERO)
+            }
+            // It has seen the contract by then: the session has all its connections, or is over.
+            Ok(Knock::Refused(_)) => {
+                self.offer = false;
+                Some(FIRST_PAUSE)
+            }
+            Err(_) => Some(LAST_PAUSE),
+        }
     }
 
     fn add_connection(&mut self) -> Option<Duration> {
@@ -464,6 +507,10 @@ impl Keeper {
                     note(&self.shared, &format!("an open file could not be opened again: {ended:?}"));
                 }
             }
+        }
+        if !fresh {
+            // Others wait for that; if it is lost, they wait a little longer.
+            let _ = self.ask(serial, Op::Reclaimed, vec![]);
         }
     }
 

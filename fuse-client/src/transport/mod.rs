@@ -79,6 +79,8 @@ enum Nudge {
     Look,
     /// The session cannot go on: begin another.
     Broken,
+    /// The contract file was replaced.
+    File,
 }
 
 struct Shared {

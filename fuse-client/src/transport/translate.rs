@@ -58,9 +58,13 @@ pub(super) fn visit<E>(op: &mut Op, look: &mut dyn FnMut(Part<'_>) -> Result<(),
             look(Part::Handle(from))?;
             look(Part::Handle(to))
         }
-        Op::Forget | Op::CancelLock { .. } | Op::Ping | Op::Bye | Op::TakeLeases | Op::Recalled { .. } => {
-            Ok(())
-        }
+        Op::Forget
+        | Op::CancelLock { .. }
+        | Op::Ping
+        | Op::Bye
+        | Op::Reclaimed
+        | Op::TakeLeases
+        | Op::Recalled { .. } => Ok(()),
     }
 }
 

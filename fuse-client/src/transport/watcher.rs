@@ -1,5 +1,5 @@
 //! The watcher thread: ends calls whose caller is being killed or whose deadline has passed, lets postponed requests go, tells
-//! the gateway of forgotten nodes, and notices a gateway that has gone silent.
+//! the gateway of forgotten nodes, and notices a gateway that has gone silent and a contract file that was replaced.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use strongroom_protocol::op::Op;
 use super::call::{Call, Payload};
 use super::pending::{Pending, Phase, Place};
 use super::signals::Masks;
-use super::{Shared, bar};
+use super::{Nudge, Shared, bar};
 use crate::errno::Ended;
 
 /// The pace while requests wait, and while none do.
@@ -25,6 +25,7 @@ const FORGET_MAX: usize = 16 * 1024;
 
 pub(super) fn watch(shared: &Arc<Shared>) {
     let mut busy = false;
+    let mut looked = Instant::now();
     loop {
         std::thread::sleep(if busy { BUSY } else { IDLE });
         if shared.core.lock().phase == Phase::Closed {
@@ -33,6 +34,7 @@ pub(super) fn watch(shared: &Arc<Shared>) {
         busy = shared.look_after_waiting(Instant::now());
         shared.tell_forgotten();
         shared.look_after_links(Instant::now());
+        shared.look_at_file(Instant::now(), &mut looked);
     }
 }
 
@@ -167,6 +169,18 @@ impl Shared {
             if sender.send(&header, &data).is_ok() {
                 return;
             }
+        }
+    }
+
+    /// Tells the keeper of a contract file that was replaced while the session lives; while it does not, the keeper looks.
+    fn look_at_file(&self, now: Instant, looked: &mut Instant) {
+        if now.saturating_duration_since(*looked) < IDLE || self.core.lock().phase != Phase::Up {
+            return;
+        }
+        *looked = now;
+        if self.settings.contract.changed() {
+            // The keeper is gone only when the mount ends.
+            let _ = self.nudge.send(Nudge::File);
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use strongroom_channel::{Channel, ChannelError, Frame, Sender, ServerTls, Socket};
 use strongroom_contracts::PublicKey;
 use strongroom_protocol::ALPN_ADMIN;
@@ -19,11 +20,17 @@ use crate::fence::{RevokeError, Revoked};
 use crate::gateway::Gateway;
 use crate::ledger::LedgerError;
 use crate::session::Session;
+use crate::sys::{Pace, set_pace};
 
 /// Connections of administrators at a time.
 const MAX_CONNECTIONS: usize = 32;
-/// The nice value of administrators' threads, and of those that they start.
+/// The nice value of administrators' threads.
 const PRIORITY: i32 = -10;
+/// Connections of which each second so many are accepted and authenticated before anything else is done. Whoever knocks
+/// more often, and is perhaps no administrator, takes no more from the guests than that.
+const URGENT_PER_SECOND: u32 = 20;
+/// Entries of a list in one answer; a session takes less than 1 KiB, so that they fit.
+const PAGE: usize = 512;
 /// How long an administrator's connection may be quiet.
 const IDLE: Duration = Duration::from_secs(600);
 
@@ -33,6 +40,32 @@ pub struct AdminDoor {
     tls: ServerTls,
     keys: Vec<PublicKey>,
     open: AtomicUsize,
+    urgent: Mutex<Ration>,
+}
+
+/// What is left of something that comes at a rate, and is kept for a second.
+struct Ration {
+    left: f64,
+    at: Instant,
+}
+
+impl Ration {
+    fn new() -> Ration {
+        Ration { left: f64::from(URGENT_PER_SECOND), at: Instant::now() }
+    }
+
+    /// Takes one, if one is there.
+    fn take(&mut self, now: Instant) -> bool {
+        let rate = f64::from(URGENT_PER_SECOND);
+        let come = now.saturating_duration_since(self.at).as_secs_f64() * rate;
+        self.left = (self.left + come).min(rate);
+        self.at = now;
+        let enough = self.left >= 1.0;
+        if enough {
+            self.left -= 1.0;
+        }
+        enough
+    }
 }
 
 struct Open(Arc<AdminDoor>);
@@ -67,11 +100,25 @@ impl AdminDoor {
     /// [`ChannelError`] if the gateway's key cannot be used.
     pub fn new(gateway: Arc<Gateway>, keys: Vec<PublicKey>) -> Result<Arc<AdminDoor>, ChannelError> {
         let tls = ServerTls::new(&gateway.key, &[ALPN_ADMIN])?;
-        Ok(Arc::new(AdminDoor { gateway, tls, keys, open: AtomicUsize::new(0) }))
+        Ok(Arc::new(AdminDoor {
+            gateway,
+            tls,
+            keys,
+            open: AtomicUsize::new(0),
+            urgent: Mutex::new(Ration::new()),
+        }))
+    }
+
+    /// Prepares the thread that accepts connections: a revocation must not queue behind the guests that it is about.
+    pub fn hurry(&self) {
+        hurry(Pace::Urgent);
     }
 
     /// Takes an accepted connection. Each has a thread of its own: revocations must not wait for a thread.
     pub fn take(self: &Arc<Self>, socket: Socket, from: Option<SocketAddr>) {
+        // Of the accepting thread, until the next connection.
+        let pace = if self.urgent.lock().take(Instant::now()) { Pace::Urgent } else { Pace::Usual };
+        hurry(pace);
         if self.open.fetch_add(1, Ordering::Relaxed) >= MAX_CONNECTIONS {
             self.open.fetch_sub(1, Ordering::Relaxed);
             return;
@@ -80,8 +127,8 @@ impl AdminDoor {
         let door = self.clone();
         let run = move || {
             let _open = open;
-            // A revocation must not queue behind the guests that it is about. Without the privilege it does.
             let _ = rustix::process::setpriority_process(None, PRIORITY);
+            hurry(pace);
             door.serve(socket, from);
         };
         if let Err(error) = std::thread::Builder::new().name("admin".into()).spawn(run) {
@@ -117,16 +164,25 @@ impl AdminDoor {
             return;
         }
         let mut frame = Frame::new();
-        while let Ok(true) = receiver.recv(&mut frame) {
+        loop {
+            // While it waits, and while it fences: not to list what there is.
+            hurry(Pace::Urgent);
+            let Ok(true) = receiver.recv(&mut frame) else { break };
             let asked = Instant::now();
             let answered = match codec::decode_header(frame.header()) {
-                Ok(request) => self.answer(request, frame.data(), asked),
+                Ok(request) => {
+                    if !is_urgent(&request) {
+                        hurry(Pace::Usual);
+                    }
+                    self.answer(request, frame.data(), asked)
+                }
                 Err(error) => {
                     self.note("violation", Some(peer), from, error.to_string());
                     Answered::failed(AdminFailure::Refused, error.to_string())
                 }
             };
             let sent = send(&sender, &answered);
+            hurry(Pace::Usual);
             if let Some(revoked) = &answered.receipt {
                 self.gateway.keep_receipt(revoked);
             }
@@ -173,14 +229,19 @@ impl AdminDoor {
                 }
                 Err(error) => broken(error),
             },
-            AdminRequest::Sessions => {
-                let mut list: Vec<_> =
-                    gateway.sessions().iter().map(|session| session_info(session)).collect();
-                list.sort_by(|a, b| (&a.application, a.since).cmp(&(&b.application, b.since)));
-                listed(AdminAnswer::Sessions, &list)
+            AdminRequest::Sessions { after } => {
+                let mut list = gateway.sessions();
+                list.retain(|session| after.is_none_or(|after| session.id > after));
+                list.sort_by_key(|session| session.id);
+                let next = list.get(PAGE).and_then(|_| list.get(PAGE - 1)).map(|session| session.id);
+                list.truncate(PAGE);
+                let page: Vec<_> = list.iter().map(|session| session_info(session)).collect();
+                listed(page, next, |info| info.session, |next| AdminAnswer::Sessions { next })
             }
-            AdminRequest::Contracts => match self.contracts() {
-                Ok(list) => listed(AdminAnswer::Contracts, &list),
+            AdminRequest::Contracts { after } => match self.contracts(after.as_ref()) {
+                Ok((page, next)) => {
+                    listed(page, next, |info| info.holder, |next| AdminAnswer::Contracts { next })
+                }
                 Err(error) => broken(error),
             },
             AdminRequest::Generation { application } => {
@@ -206,10 +267,16 @@ impl AdminDoor {
         }))
     }
 
-    fn contracts(&self) -> Result<Vec<ContractInfo>, LedgerError> {
+    /// A page of the contracts that are kept, and after which holder the next one begins.
+    fn contracts(
+        &self,
+        after: Option<&PublicKey>,
+    ) -> Result<(Vec<ContractInfo>, Option<PublicKey>), LedgerError> {
         let gateway = &self.gateway;
         let mut list = vec![];
-        for kept in gateway.ledger.all_kept()? {
+        let page = gateway.ledger.kept_after(after, PAGE)?;
+        let next = page.get(PAGE - 1).map(|kept| kept.holder);
+        for kept in page {
             // Signed by the issuer when it was kept; one that was signed by a former issuer is not shown.
             let chain = strongroom_contracts::Chain::from_bytes(&kept.chain);
             let Ok(effective) =
@@ -228,8 +295,23 @@ impl AdminDoor {
                 application: effective.application,
             });
         }
-        list.sort_by(|a, b| (&a.application, a.contract).cmp(&(&b.application, b.contract)));
-        Ok(list)
+        Ok((list, next))
+    }
+}
+
+/// Without the privilege it stays as it is: a revocation then takes its turn.
+fn hurry(pace: Pace) {
+    let _ = set_pace(pace);
+}
+
+/// Whether a request is part of a revocation.
+fn is_urgent(request: &AdminRequest) -> bool {
+    match request {
+        AdminRequest::Revoke | AdminRequest::FenceLocally { .. } | AdminRequest::Generation { .. } => true,
+        AdminRequest::Status
+        | AdminRequest::Deposit
+        | AdminRequest::Sessions { .. }
+        | AdminRequest::Contracts { .. } => false,
     }
 }
 
@@ -263,15 +345,23 @@ fn broken(error: LedgerError) -> Answered {
     Answered::failed(AdminFailure::Failed, error.to_string())
 }
 
-/// A list that is too long for a frame is cut: the first entries are better than none.
-fn listed<T: bincode::Encode + Clone>(answer: AdminAnswer, list: &[T]) -> Answered {
-    let mut length = list.len();
+/// A page; what does not fit into the frame goes to the next one.
+fn listed<T: bincode::Encode, Place>(
+    mut page: Vec<T>,
+    mut next: Option<Place>,
+    place: impl Fn(&T) -> Place,
+    answer: impl Fn(Option<Place>) -> AdminAnswer,
+) -> Answered {
     loop {
-        let part = list.get(..length).unwrap_or_default().to_vec();
-        match codec::encode_list(&part) {
-            Ok(data) => return Answered { answer, data, receipt: None },
-            Err(error) if length == 0 => return Answered::failed(AdminFailure::Failed, error.to_string()),
-            Err(_) => length /= 2,
+        match codec::encode_list(&page) {
+            Ok(data) => return Answered { answer: answer(next), data, receipt: None },
+            Err(error) if page.len() < 2 => {
+                return Answered::failed(AdminFailure::Failed, error.to_string());
+            }
+            Err(_) => {
+                page.truncate(page.len() / 2);
+                next = page.last().map(&place);
+            }
         }
     }
 }
@@ -286,4 +376,45 @@ fn send(sender: &Sender, answered: &Answered) -> Result<(), ChannelError> {
         return Err(ChannelError::TooLong { header: header.len(), data: answered.data.len() });
     }
     sender.send(&header, &answered.data)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_knocks_too_often_is_not_urgent_any_more() {
+        let start = Instant::now();
+        let mut ration = Ration { left: f64::from(URGENT_PER_SECOND), at: start };
+        let taken = (0..1000).filter(|_| ration.take(start)).count();
+        assert_eq!(taken, URGENT_PER_SECOND as usize);
+        assert!(!ration.take(start + Duration::from_millis(10)));
+        assert!(ration.take(start + Duration::from_millis(60)));
+        assert!(!ration.take(start + Duration::from_millis(60)));
+        let later = start + Duration::from_secs(3600);
+        let taken = (0..1000).filter(|_| ration.take(later)).count();
+        assert_eq!(taken, URGENT_PER_SECOND as usize, "no more is kept than comes in a second");
+    }
+
+    #[test]
+    fn what_does_not_fit_goes_to_the_next_page() {
+        let entry = |n: u32| (n, vec![0_u8; 3000]);
+        let all: Vec<_> = (0..1000).map(entry).collect();
+        let (mut from, mut seen) = (0, vec![]);
+        loop {
+            let page: Vec<_> = all.iter().skip(from).take(PAGE).cloned().collect();
+            let whole = (from + page.len() < all.len()).then(|| (from + page.len()) as u64);
+            let contract =
+                |next: Option<u64>| AdminAnswer::Generation { lowest: next.unwrap_or(0), highest: 0 };
+            let answered = listed(page, whole, |(n, _)| u64::from(n + 1), contract);
+            let page: Vec<(u32, Vec<u8>)> = codec::decode_list(&answered.data).unwrap();
+            seen.extend(page.into_iter().map(|(n, _)| n));
+            match answered.answer {
+                AdminAnswer::Generation { lowest: 0, .. } => break,
+                AdminAnswer::Generation { lowest, .. } => from = lowest as usize,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(seen.into_iter().eq(0..1000));
+    }
 }

@@ -63,6 +63,7 @@ pub(super) fn hardly_blocks(session: &EngineSession, op: &Op) -> bool {
         | Op::Forget
         | Op::Ping
         | Op::Bye
+        | Op::Reclaimed
         | Op::GetLock { .. }
         | Op::SetLock { .. }
         | Op::CancelLock { .. } => true,
@@ -124,7 +125,9 @@ pub(super) fn again(
     for _ in 0..ATTEMPTS {
         gate.deal.begin();
         match act() {
-            Err(Refusal::Count(meter)) if !gate.inline => meter.ensure_counted(tree)?,
+            Err(Refusal::Count(meter)) if !gate.inline => {
+                meter.ensure_counted(tree, &|| gate.admission.is_fenced())?;
+            }
             Err(Refusal::Recall) if !gate.inline => settle()?,
             Ok(answer) => {
                 if answer.settle {
@@ -234,7 +237,8 @@ fn attempt(gate: &Gate<'_>, call: Call<'_>, out: &mut ReplyBuf) -> Checked<Answe
             gate.engine.locks.cancel(gate.session.number, *request);
             Outcome::Done.into()
         }
-        Op::Ping | Op::Bye => Outcome::Done.into(),
+        // The session sees to `Bye` and `Reclaimed`.
+        Op::Ping | Op::Bye | Op::Reclaimed => Outcome::Done.into(),
         Op::TakeLeases => take_leases(gate).into(),
         Op::Recalled { id } => {
             // A recall that was sent on several connections may be answered more than once.
@@ -340,8 +344,12 @@ pub(super) fn describe(session: &EngineSession, op: &Op) -> String {
             let mount = session.grants.get(usize::from(*grant)).map(|grant| grant.terms.mount.to_string());
             mount.unwrap_or_default()
         }
-        Op::Forget | Op::CancelLock { .. } | Op::Ping | Op::Bye | Op::TakeLeases | Op::Recalled { .. } => {
-            String::new()
-        }
+        Op::Forget
+        | Op::CancelLock { .. }
+        | Op::Ping
+        | Op::Bye
+        | Op::Reclaimed
+        | Op::TakeLeases
+        | Op::Recalled { .. } => String::new(),
     }
 }

@@ -104,7 +104,7 @@ pub(crate) const fn on_arrival(op: &Op) -> (Needs, Unless) {
         | Op::OpenRead { .. } => (Nothing, Never),
         // on what is open already, or on nothing
         Op::Flush { .. } | Op::Fsync { .. } | Op::Release { .. } | Op::GetLock { .. } | Op::SetLock { .. }
-        | Op::CancelLock { .. } | Op::Forget | Op::Ping | Op::Bye | Op::TakeLeases | Op::Recalled { .. } => {
+        | Op::CancelLock { .. } | Op::Forget | Op::Ping | Op::Bye | Op::Reclaimed | Op::TakeLeases | Op::Recalled { .. } => {
             (Nothing, Never)
         }
     }

@@ -124,6 +124,11 @@ impl Admission {
     pub(crate) fn turnstile(&self) -> &Arc<Turnstile> {
         &self.turnstile
     }
+
+    /// Whether a fence waits for the request: to leave early from what takes long and has no effect on the data.
+    pub(crate) fn is_fenced(&self) -> bool {
+        self.turnstile.is_fenced()
+    }
 }
 
 impl Drop for Admission {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use rustix::fs::{FileType, Mode, OFlags, RawDir, ResolveFlags, openat2};
 use rustix::io::Errno;
+use strongroom_protocol::reply::Failure;
 
 use super::Usage;
 use crate::gate::refusal::{Checked, Refusal};
@@ -29,14 +30,18 @@ struct Sum {
     seen: HashSet<u64>,
 }
 
-/// What lies below a directory, and which files there have several names.
+/// What lies below a directory, and which files there have several names. `over`: asked for each name whether to give up.
 ///
 /// # Errors
-/// Those of reading directories; `ELOOP` if they are nested too deep.
-pub(super) fn count(tree: &Tree, root: &Arc<Node>) -> Checked<(Usage, HashMap<u64, u32>)> {
+/// `Fenced` if it was given up; those of reading directories; `ELOOP` if they are nested too deep.
+pub(super) fn count(
+    tree: &Tree,
+    root: &Arc<Node>,
+    over: &dyn Fn() -> bool,
+) -> Checked<(Usage, HashMap<u64, u32>)> {
     let (fd, _) = tree.open_node(root, OFlags::RDONLY | OFlags::DIRECTORY)?;
     let mut sum = Sum::default();
-    let mut levels = vec![read_level(fd, &mut sum)?];
+    let mut levels = vec![read_level(fd, &mut sum, over)?];
     while let Some(level) = levels.last_mut() {
         let Some(name) = level.subdirectories.pop() else {
             levels.pop();
@@ -45,7 +50,7 @@ pub(super) fn count(tree: &Tree, root: &Arc<Node>) -> Checked<(Usage, HashMap<u6
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match openat2(&level.fd, &*name, flags, Mode::empty(), RESOLVE) {
             Ok(fd) if levels.len() < MAX_DEPTH => {
-                let next = read_level(fd, &mut sum)?;
+                let next = read_level(fd, &mut sum, over)?;
                 levels.push(next);
             }
             Ok(_) => return Err(Refusal::errno(Errno::LOOP)),
@@ -57,12 +62,15 @@ pub(super) fn count(tree: &Tree, root: &Arc<Node>) -> Checked<(Usage, HashMap<u6
     Ok((sum.usage, sum.shared))
 }
 
-fn read_level(fd: OwnedFd, sum: &mut Sum) -> Checked<Level> {
+fn read_level(fd: OwnedFd, sum: &mut Sum, over: &dyn Fn() -> bool) -> Checked<Level> {
     let mut subdirectories = vec![];
     let mut buffer = [MaybeUninit::uninit(); 32 << 10];
     let mut entries = RawDir::new(&fd, &mut buffer);
     while let Some(entry) = entries.next() {
         let entry = entry?;
+        if over() {
+            return Err(Failure::Fenced.into());
+        }
         let name = entry.file_name().to_bytes();
         if matches!(name, b"." | b"..") {
             continue;

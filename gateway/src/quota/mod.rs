@@ -9,11 +9,16 @@ mod count;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
+use strongroom_protocol::reply::Failure;
 
 use crate::gate::refusal::{Checked, Refusal};
 use crate::tree::{Node, Tree};
+
+/// How long one waits for another's count before looking whether a fence waits.
+const PATIENCE: Duration = Duration::from_millis(5);
 
 /// Counts one subtree.
 pub(crate) struct Meter {
@@ -88,18 +93,26 @@ impl Meter {
     }
 
     /// Counts the subtree unless that was done. Changes below wait meanwhile: they ask [`Meter::is_counted`] before
-    /// they begin. Must not be called inside a section.
+    /// they begin. Must not be called inside a section. A large tree takes long, and whoever asks for it is inside a
+    /// turnstile: `over` says whether to leave at once, for a fence.
     ///
     /// # Errors
-    /// Those of reading directories.
-    pub(crate) fn ensure_counted(&self, tree: &Tree) -> Checked<()> {
-        let _one = self.counting.lock();
+    /// `Fenced` if that was so; those of reading directories.
+    pub(crate) fn ensure_counted(&self, tree: &Tree, over: &dyn Fn() -> bool) -> Checked<()> {
+        let _one = loop {
+            if let Some(one) = self.counting.try_lock_for(PATIENCE) {
+                break one;
+            }
+            if over() {
+                return Err(Failure::Fenced.into());
+            }
+        };
         if self.is_counted() {
             return Ok(());
         }
         // Changes that began before the meter was attached do not report to it.
         tree.sections.settle();
-        let (usage, shared) = count::count(tree, &self.node)?;
+        let (usage, shared) = count::count(tree, &self.node, over)?;
         self.bytes.store(usage.bytes, Ordering::SeqCst);
         self.entries.store(usage.entries, Ordering::SeqCst);
         *self.shared.lock() = shared;
@@ -269,5 +282,64 @@ impl Drop for Reservation {
         if !self.set.is_empty() && self.usage != Usage::default() {
             self.set.release(self.usage.bytes, self.usage.entries);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::sync::mpsc;
+
+    use super::*;
+
+    fn tree() -> (tempfile::TempDir, Arc<Tree>) {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("d")).unwrap();
+        (0..100).for_each(|n| std::fs::write(dir.path().join(format!("d/{n}")), b"xy").unwrap());
+        let tree = Tree::open(dir.path(), 16, false).unwrap();
+        (dir, tree)
+    }
+
+    fn is_fenced(result: Checked<()>) -> bool {
+        matches!(result, Err(Refusal::Failed(Failure::Fenced)))
+    }
+
+    #[test]
+    fn a_fence_ends_a_count_and_another_begins_anew() {
+        let (_dir, tree) = tree();
+        let meter = Meter::new(&tree.resolve([].into_iter()).unwrap().0);
+        let names = Cell::new(0);
+        let over = || names.replace(names.get() + 1) == 50;
+        assert!(is_fenced(meter.ensure_counted(&tree, &over)));
+        assert_eq!(names.get(), 51, "it is asked at every name");
+        assert!(!meter.is_counted());
+        meter.ensure_counted(&tree, &|| false).unwrap();
+        assert_eq!(meter.usage(), Usage { bytes: 200, entries: 101 });
+    }
+
+    #[test]
+    fn a_fence_does_not_wait_for_the_count_of_another_session() {
+        let (_dir, tree) = tree();
+        let meter = Arc::new(Meter::new(&tree.resolve([].into_iter()).unwrap().0));
+        let ((begun, has_begun), (go, may_go)) = (mpsc::channel(), mpsc::channel::<()>());
+        let other = {
+            let (tree, meter) = (Arc::clone(&tree), Arc::clone(&meter));
+            std::thread::spawn(move || {
+                let over = || {
+                    // The first time only; then nobody listens, or waits, any more.
+                    if begun.send(()).is_ok() {
+                        let _ = may_go.recv();
+                    }
+                    false
+                };
+                meter.ensure_counted(&tree, &over).is_ok()
+            })
+        };
+        has_begun.recv().unwrap();
+        assert!(is_fenced(meter.ensure_counted(&tree, &|| true)));
+        assert!(!meter.is_counted());
+        drop((has_begun, go));
+        assert!(other.join().unwrap());
+        assert!(meter.is_counted());
     }
 }

@@ -10,7 +10,7 @@ use strongroom_protocol::reply::FenceReason;
 
 use crate::audit::Record;
 use crate::gateway::Gateway;
-use crate::ledger::{Change, Kept, Void};
+use crate::ledger::{Change, Kept, LedgerError, Void};
 use crate::session::registry::OpenError;
 use crate::session::{Contract, Session};
 
@@ -31,6 +31,17 @@ pub struct Caller {
     pub key: PublicKey,
     /// From where; `None` over a socket without addresses.
     pub address: Option<IpAddr>,
+}
+
+/// Whether a contract is kept for its holder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keep {
+    /// It is not.
+    No,
+    /// As the issuer's.
+    Issued,
+    /// As another holder's.
+    Lent,
 }
 
 /// A session that welcomes a caller.
@@ -136,13 +147,16 @@ impl Gateway {
         {
             return Err(error.clone());
         }
-        let kept =
-            self.ledger.kept(&caller.key).map_err(|error| refusal(RefusedCode::Busy, error.to_string()))?;
+        let busy = |error: LedgerError| refusal(RefusedCode::Busy, error.to_string());
+        let kept = self.ledger.kept(&caller.key).map_err(busy)?;
         let kept = kept.map(|kept| self.judge(caller, &kept.chain));
         match (presented, kept) {
             (Some(Ok(presented)), Some(Ok(kept))) => {
                 let same = presented.effective.application == kept.effective.application;
-                Ok(if same && kept.age() > presented.age() { kept } else { presented })
+                let newer = same && kept.age() > presented.age();
+                // What a holder lent is one of several, perhaps: the one that is presented is meant.
+                let lent = newer && self.ledger.is_lent(&caller.key).map_err(busy)?;
+                Ok(if newer && !lent { kept } else { presented })
             }
             (Some(Ok(contract)), _) | (_, Some(Ok(contract))) => Ok(contract),
             (Some(Err(error)), _) | (None, Some(Err(error))) => Err(error),
@@ -161,6 +175,10 @@ impl Gateway {
     ) -> Result<Greeted, Refusal> {
         if let Some(Ok(contract)) = presented {
             self.adopt(&contract)?;
+            // Those of the other sessions are the issuer's to renew; a holder's narrower contract is for the session it comes with.
+            if contract.effective.ids.len() > 1 {
+                self.renew_these(vec![session.clone()], &contract);
+            }
         }
         if session.turnstile.is_fenced() {
             let text = "the session is over; open a new one";
@@ -195,7 +213,7 @@ impl Gateway {
     /// Takes notice of a valid contract that a holder presents: its generation voids lower ones, it is kept if it is newer
     /// than the one kept, and live sessions go on under it.
     fn adopt(self: &Arc<Self>, contract: &Contract) -> Result<(), Refusal> {
-        let busy = |error: crate::ledger::LedgerError| refusal(RefusedCode::Busy, error.to_string());
+        let busy = |error: LedgerError| refusal(RefusedCode::Busy, error.to_string());
         let effective = &contract.effective;
         let generations = self.ledger.generations(&effective.application);
         let kept = self.ledger.kept(&effective.holder).map_err(busy)?;
@@ -206,13 +224,21 @@ impl Gateway {
                 })
                 || self.verified(&kept.chain).is_err()
         });
-        // A holder can make attenuated contracts for any number of keys; only what the issuer signed for a key is kept.
-        let keep = newer && effective.ids.len() == 1;
+        let lent = effective.ids.len() > 1;
+        let keep = match (newer, lent) {
+            (false, _) => Keep::No,
+            (true, false) => Keep::Issued,
+            // Never in the place of what the issuer signed for the key.
+            (true, true) if kept.is_none() || self.ledger.is_lent(&effective.holder).map_err(busy)? => {
+                Keep::Lent
+            }
+            (true, true) => Keep::No,
+        };
         let raise = generations.highest < effective.generation;
-        if keep || raise {
+        if keep != Keep::No || raise {
             self.accept(contract, keep, false).map_err(busy)?;
         }
-        if keep {
+        if keep == Keep::Issued {
             self.renew_sessions(contract);
         }
         Ok(())
@@ -222,9 +248,9 @@ impl Gateway {
     pub(crate) fn accept(
         self: &Arc<Self>,
         contract: &Contract,
-        keep: bool,
+        keep: Keep,
         unfence: bool,
-    ) -> Result<(), crate::ledger::LedgerError> {
+    ) -> Result<(), LedgerError> {
         let effective = &contract.effective;
         let subject = Subject::Application {
             application: effective.application.clone(),
@@ -240,8 +266,12 @@ impl Gateway {
         };
         let mut changes =
             vec![Change::Accepted { application: &effective.application, generation: effective.generation }];
-        if keep {
-            changes.push(Change::Keep(&kept));
+        match keep {
+            Keep::No => {}
+            Keep::Issued => changes.push(Change::Keep(&kept)),
+            Keep::Lent => {
+                changes.push(Change::KeepLent { kept: &kept, application: &effective.application });
+            }
         }
         if unfence {
             changes.push(Change::Unfence(&effective.application));
@@ -273,7 +303,8 @@ impl Gateway {
             Ok(()) | Err(Void::Fenced(_)) => {}
             Err(void) => return Err(refusal(RefusedCode::Revoked, void.to_string())),
         }
-        self.accept(&contract, true, true).map_err(|error| refusal(RefusedCode::Busy, error.to_string()))?;
+        self.accept(&contract, Keep::Issued, true)
+            .map_err(|error| refusal(RefusedCode::Busy, error.to_string()))?;
         let effective = &contract.effective;
         self.audit.note(Record {
             event: "deposit",

@@ -4,6 +4,7 @@
 //! when its contract is void or over (fenced), when the client says so, or when the grace is over.
 
 pub mod hello;
+pub(crate) mod lock_grace;
 pub mod parked;
 pub mod perform;
 pub mod rates;

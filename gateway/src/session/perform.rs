@@ -127,6 +127,9 @@ impl Gateway {
         {
             self.audit.count(Record { text: Some("cannot note a lock".into()), ..session.record("lost") });
         }
+        if let (Op::Reclaimed, Outcome::Done) = (&request.op, &done.outcome) {
+            self.reclaimed(&[session.id]);
+        }
         let outcome = match done.outcome {
             // What was read before a fence need not be handed out after it.
             Outcome::Data | Outcome::Opened(..) if session.turnstile.is_fenced() => {

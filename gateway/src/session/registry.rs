@@ -197,6 +197,7 @@ impl Gateway {
             let mut registry = self.registry.lock();
             ids.iter().for_each(|id| drop(registry.sessions.remove(id)));
         }
+        self.reclaimed(ids);
         for id in ids {
             if let Err(error) = std::fs::remove_file(self.slot_file(id))
                 && error.kind() != std::io::ErrorKind::NotFound
@@ -214,16 +215,18 @@ impl Gateway {
         }
     }
 
-    /// Finds the sessions of a former process of this machine again. Returns whether one of them had locks.
-    pub(crate) fn find_sessions(self: &Arc<Self>) -> Result<bool, LedgerError> {
+    /// Finds the sessions of a former process of this machine again. Returns those that had locks.
+    pub(crate) fn find_sessions(self: &Arc<Self>) -> Result<HashSet<SessionId>, LedgerError> {
         let mut gone = vec![];
-        let mut locks = false;
+        let mut locks = HashSet::new();
         let mut known = HashSet::new();
         for record in self.ledger.sessions()? {
             known.insert(record.id.to_string());
             match self.find(&record) {
                 Some(session) => {
-                    locks |= session.slots.locks_used();
+                    if session.slots.locks_used() {
+                        locks.insert(session.id);
+                    }
                     self.registry.lock().sessions.insert(session.id, Arc::new(session));
                 }
                 None => gone.push(record.id),
@@ -267,9 +270,15 @@ impl Gateway {
     /// on.
     pub(crate) fn renew_sessions(self: &Arc<Self>, contract: &Contract) -> u32 {
         let effective = &contract.effective;
-        let own = self.sessions_where(|session| {
-            session.holder == effective.holder
-                && session.application == effective.application
+        let own = self.sessions_where(|session| session.holder == effective.holder);
+        self.renew_these(own, contract)
+    }
+
+    /// The same for some sessions of the contract's holder.
+    pub(crate) fn renew_these(self: &Arc<Self>, mut own: Vec<Arc<Session>>, contract: &Contract) -> u32 {
+        let effective = &contract.effective;
+        own.retain(|session| {
+            session.application == effective.application
                 && session.contract().effective.generation == effective.generation
         });
         let mut renewed = 0;

@@ -1,5 +1,7 @@
 //! The admin door.
 
+use std::collections::BTreeSet;
+
 use strongroom_channel::{Address, ClientTls, Frame, Peer};
 use strongroom_protocol::ALPN_ADMIN;
 use strongroom_protocol::admin::{AdminAnswer, AdminFailure, AdminRequest, ContractInfo, SessionInfo};
@@ -25,8 +27,8 @@ fn status_sessions_and_contracts() {
     assert_eq!((status.sessions, status.contracts, status.revocations), (1, 2, 0));
     assert!(status.now >= status.started && status.boot == client.welcome.boot);
 
-    let (answer, data) = admin.ask(&AdminRequest::Sessions, &[]);
-    assert_eq!(answer, AdminAnswer::Sessions);
+    let (answer, data) = admin.ask(&AdminRequest::Sessions { after: None }, &[]);
+    assert_eq!(answer, AdminAnswer::Sessions { next: None });
     let list: Vec<SessionInfo> = codec::decode_list(&data).unwrap();
     let [info] = &list[..] else { panic!("{list:?}") };
     assert_eq!(
@@ -39,12 +41,52 @@ fn status_sessions_and_contracts() {
 
     let statement = world.revocation(strongroom_contracts::Subject::Contract(terms.id));
     admin.revoke(&statement);
-    let (answer, data) = admin.ask(&AdminRequest::Contracts, &[]);
-    assert_eq!(answer, AdminAnswer::Contracts);
+    let (answer, data) = admin.ask(&AdminRequest::Contracts { after: None }, &[]);
+    assert_eq!(answer, AdminAnswer::Contracts { next: None });
     let list: Vec<ContractInfo> = codec::decode_list(&data).unwrap();
-    let seen: Vec<_> =
+    let mut seen: Vec<_> =
         list.iter().map(|info| (info.application.as_str(), info.void, info.last_used > 0)).collect();
+    seen.sort_unstable();
     assert_eq!(seen, [("editor", true, false), ("mail", false, true)]);
+}
+
+#[test]
+fn long_lists_come_in_pages() {
+    let world = World::new();
+    let mut admin = world.admin();
+    let holders: BTreeSet<_> = (0..1100)
+        .map(|_| {
+            let holder = key();
+            admin.deposit(&world.contract(&holder));
+            holder.public()
+        })
+        .collect();
+    let (mut seen, mut after, mut pages) = (vec![], None, 0);
+    loop {
+        let (answer, data) = admin.ask(&AdminRequest::Contracts { after }, &[]);
+        let AdminAnswer::Contracts { next } = answer else { panic!("{answer:?}") };
+        let page: Vec<ContractInfo> = codec::decode_list(&data).unwrap();
+        seen.extend(page.iter().map(|info| info.holder));
+        pages += 1;
+        match next {
+            None => break,
+            some => after = some,
+        }
+    }
+    assert!(pages > 2, "{pages}");
+    assert!(seen.iter().eq(&holders), "each once, in order");
+
+    let holder = key();
+    let chain = world.contract(&holder);
+    let clients: Vec<_> = (0..3).map(|_| world.client(&holder, &chain)).collect();
+    let mut ids: Vec<_> = clients.iter().map(|client| client.welcome.session).collect();
+    ids.sort_unstable();
+    for (n, after) in [None].into_iter().chain(ids.iter().copied().map(Some)).enumerate() {
+        let (answer, data) = admin.ask(&AdminRequest::Sessions { after }, &[]);
+        assert_eq!(answer, AdminAnswer::Sessions { next: None });
+        let page: Vec<SessionInfo> = codec::decode_list(&data).unwrap();
+        assert!(page.iter().map(|info| info.session).eq(ids[n..].iter().copied()));
+    }
 }
 
 #[test]

@@ -126,6 +126,7 @@ fn the_documented_numbers_of_operations_and_failures_are_right() {
         (Op::Write { handle, offset: 0 }, 10),
         (Op::Ping, 34),
         (Op::Bye, 35),
+        (Op::Reclaimed, 36),
     ] {
         assert_eq!(first(&bytes(&op)), number, "{}", op.name());
         assert!(

@@ -241,3 +241,57 @@ fn locks_can_be_reclaimed_before_others_get_them() {
         other => panic!("{other:?}"),
     });
 }
+
+/// New locks are given as soon as nobody is waited for; the time limit of this gateway is beyond that of any test.
+#[test]
+fn the_wait_for_old_locks_ends_when_all_are_claimed() {
+    let lock = Lock { owner: 1, pid: 1, start: 0, end: 9, kind: LockKind::Exclusive };
+    let set = |handle, reclaim| Op::SetLock { handle, lock, wait: false, reclaim };
+    for over in ["claimed", "closed", "revoked"] {
+        let mut world = World::with_limits("lock-grace = \"1h\"");
+        let (holder, other) = (key(), key());
+        let chain = world.contract(&holder);
+        let mut terms = world.terms(&other);
+        terms.application = crate::support::app("other");
+        let others = world.issue(&terms);
+        let mut sessions = [world.client(&holder, &chain), world.client(&other, &others)];
+        for (n, client) in sessions.iter_mut().enumerate() {
+            let root = client.root();
+            let (handle, _) = client.create(root, &format!("f{n}"));
+            assert_eq!(client.call(set(handle, false), &[]), Outcome::Done);
+        }
+        let quiet = world.client(&holder, &chain);
+        world.restart();
+        let mut quiet = world.resume(&holder, quiet.welcome.session).unwrap();
+        let root = quiet.root();
+        let (wanted, _) = quiet.create(root, "h");
+        let grace = Outcome::Failed(Failure::Grace);
+        // Who had none cannot end it, nor can one of two.
+        assert_eq!(quiet.call(Op::Reclaimed, &[]), Outcome::Done);
+        assert_eq!(quiet.call(set(wanted, false), &[]), grace);
+        let mut first = world.resume(&holder, sessions[0].welcome.session).unwrap();
+        assert_eq!(first.call(Op::Reclaimed, &[]), Outcome::Done);
+        assert_eq!(first.call(Op::Reclaimed, &[]), Outcome::Done);
+        assert_eq!(quiet.call(set(wanted, false), &[]), grace);
+        match over {
+            "claimed" => {
+                let mut second = world.resume(&other, sessions[1].welcome.session).unwrap();
+                assert_eq!(second.call(Op::Reclaimed, &[]), Outcome::Done);
+            }
+            "closed" => {
+                let mut second = world.resume(&other, sessions[1].welcome.session).unwrap();
+                assert_eq!(second.call(Op::Bye, &[]), Outcome::Done);
+            }
+            _ => {
+                let subject =
+                    Subject::Application { application: crate::support::app("other"), below_generation: 2 };
+                world.admin().revoke(&world.revocation(subject));
+            }
+        }
+        crate::support::eventually("new locks are given", || {
+            let outcome = quiet.call(set(wanted, false), &[]);
+            assert!(outcome == Outcome::Done || outcome == grace, "{over}: {outcome:?}");
+            outcome == Outcome::Done
+        });
+    }
+}

@@ -1,10 +1,10 @@
 //! Who is welcome, who is not, and what the audit trail says of it.
 
-use strongroom_contracts::{Attenuation, Chain, Rights, Subject, keys, terms::Narrowed};
+use strongroom_contracts::{Attenuation, Chain, Rights, SecretKey, Subject, keys, terms::Narrowed};
 use strongroom_protocol::codec;
 use strongroom_protocol::hello::{Answer, Hello, RefusedCode};
 use strongroom_protocol::op::Op;
-use strongroom_protocol::reply::{Failure, Outcome};
+use strongroom_protocol::reply::{Event, Failure, FenceReason, Outcome};
 
 use crate::support::{World, grant, key, now};
 
@@ -137,22 +137,19 @@ fn the_void_is_refused_and_stays_so() {
     assert_eq!(refused(&world, &c, &world.issue(&newer)), RefusedCode::Revoked);
 }
 
-#[test]
-fn an_attenuated_contract_ends_with_any_of_its_blocks() {
-    let world = World::new();
-    let (holder, lent) = (key(), key());
-    let first = world.contract(&holder);
+/// A contract that its holder makes for another key.
+fn lend(first: &[u8], holder: &SecretKey, to: &SecretKey, rights: Rights, expires: u64) -> Vec<u8> {
     let block = Attenuation {
         version: 1,
         id: strongroom_contracts::ContractId::from_bytes(keys::random().unwrap()),
         parent: [0; 32],
-        holder: lent.public(),
+        holder: to.public(),
         not_before: 0,
-        expires: now() + 600,
+        expires,
         grants: vec![Narrowed {
             data: "mail".parse().unwrap(),
             mount: "/Mail".parse().unwrap(),
-            rights: Rights::READ_ONLY,
+            rights,
             quota_bytes: None,
             quota_files: None,
             max_file_bytes: None,
@@ -160,7 +157,81 @@ fn an_attenuated_contract_ends_with_any_of_its_blocks() {
         limits: strongroom_contracts::SessionLimits::default(),
         networks: None,
     };
-    let chain = Chain::from_bytes(&first).unwrap().attenuate(block, &holder).unwrap().to_bytes().unwrap();
+    Chain::from_bytes(first).unwrap().attenuate(block, holder).unwrap().to_bytes().unwrap()
+}
+
+#[test]
+fn an_attenuated_contract_is_kept_for_its_holder() {
+    let mut world = World::new();
+    let (holder, lent, stranger) = (key(), key(), key());
+    let first = world.contract(&holder);
+    let narrow = lend(&first, &holder, &lent, Rights::READ_ONLY, now() + 600);
+    assert_eq!(refused(&world, &lent, &[]), RefusedCode::NoContract);
+    world.client(&lent, &narrow);
+    assert_eq!(world.client(&lent, &[]).grants[0].rights, Rights::READ_ONLY);
+    // The one that is presented is meant, whichever is kept.
+    let wide = lend(&first, &holder, &lent, Rights::READ_WRITE, now() + 900);
+    assert_eq!(world.client(&lent, &wide).grants[0].rights, Rights::READ_WRITE);
+    assert_eq!(world.client(&lent, &narrow).grants[0].rights, Rights::READ_ONLY);
+    assert_eq!(world.client(&lent, &[]).grants[0].rights, Rights::READ_WRITE);
+    world.restart();
+    assert_eq!(world.client(&lent, &[]).grants[0].rights, Rights::READ_WRITE);
+    // What the issuer signed for a key stays.
+    world.client(&holder, &first);
+    let back = lend(&first, &holder, &holder, Rights::READ_ONLY, now() + 900);
+    world.client(&holder, &back);
+    assert_eq!(world.client(&holder, &[]).grants[0].rights, Rights::READ_WRITE);
+    assert_eq!(refused(&world, &stranger, &narrow), RefusedCode::Contract);
+    assert_eq!(refused(&world, &stranger, &[]), RefusedCode::NoContract);
+    // Void with what it was made from.
+    let id = Chain::from_bytes(&first).unwrap().claimed_terms().unwrap().id;
+    world.admin().revoke(&world.revocation(Subject::Contract(id)));
+    assert_eq!(refused(&world, &lent, &[]), RefusedCode::Revoked);
+}
+
+#[test]
+fn a_session_goes_on_under_the_contract_that_it_is_resumed_with() {
+    let world = World::new();
+    let (holder, lent) = (key(), key());
+    let mut terms = world.terms(&holder);
+    let old = world.issue(&terms);
+    terms.id = strongroom_contracts::ContractId::from_bytes(keys::random().unwrap());
+    terms.expires += 600;
+    let new = world.issue(&terms);
+    let soon = |rights, secs| lend(&old, &holder, &lent, rights, now() + secs);
+    let cases = [
+        (&holder, old.clone(), new.clone(), Some(terms.expires)),
+        (&lent, soon(Rights::READ_ONLY, 300), soon(Rights::READ_ONLY, 600), Some(now() + 600)),
+        // Other grants are another session.
+        (&lent, soon(Rights::READ_ONLY, 300), soon(Rights::READ_WRITE, 600), None),
+    ];
+    for (key, before, after, expires) in cases {
+        let mut client = world.client(key, &before);
+        let resumed = world.connect(key).hello(Some(client.welcome.session), false, &after);
+        match expires {
+            Some(expires) => {
+                let told = resumed.unwrap().welcome.expires;
+                assert!(told.abs_diff(expires) < 60, "{told} {expires}");
+                assert!(matches!(client.event(), Event::Renewed { expires } if expires == told));
+                assert_eq!(client.call(Op::Ping, &[]), Outcome::Done);
+                // The older one, and one of another key, change nothing.
+                let again = world.connect(key).hello(Some(client.welcome.session), false, &before).unwrap();
+                assert_eq!(again.welcome.expires, told);
+            }
+            None => {
+                assert_eq!(resumed.err().unwrap().code, RefusedCode::NoSession);
+                assert_eq!(client.event(), Event::Fenced(FenceReason::Superseded));
+            }
+        }
+    }
+}
+
+#[test]
+fn an_attenuated_contract_ends_with_any_of_its_blocks() {
+    let world = World::new();
+    let (holder, lent) = (key(), key());
+    let first = world.contract(&holder);
+    let chain = lend(&first, &holder, &lent, Rights::READ_ONLY, now() + 600);
     assert_eq!(refused(&world, &holder, &chain), RefusedCode::Contract);
     let mut client = world.client(&lent, &chain);
     assert_eq!(client.grants[0].rights, Rights::READ_ONLY);

@@ -10,7 +10,7 @@ use strongroom_protocol::reply::{Failure, Outcome};
 use crate::support::*;
 
 const CONTENTS: &[u8] = b"0123456789";
-const KINDS: usize = 39;
+const KINDS: usize = 40;
 
 /// The number of an operation; the match names each, so that a new one cannot be forgotten here.
 fn kind(op: &Op) -> usize {
@@ -51,9 +51,10 @@ fn kind(op: &Op) -> usize {
         Op::CancelLock { .. } => 33,
         Op::Ping => 34,
         Op::Bye => 35,
-        Op::TakeLeases => 36,
-        Op::Recalled { .. } => 37,
-        Op::OpenRead { .. } => 38,
+        Op::Reclaimed => 36,
+        Op::TakeLeases => 37,
+        Op::Recalled { .. } => 38,
+        Op::OpenRead { .. } => 39,
     }
 }
 
@@ -343,6 +344,7 @@ fn each_operation_needs_its_rights_and_no_more() {
         let nothing = strongroom_protocol::codec::encode_list(&Vec::<Node>::new()).unwrap();
         stage.check(Op::Forget, &nothing, Wants::Nothing);
         stage.check(Op::Bye, b"", Wants::Nothing);
+        stage.check(Op::Reclaimed, b"", Wants::Nothing);
         covered.extend(stage.covered);
     }
     assert_eq!(covered, (0..KINDS).collect());

@@ -41,7 +41,7 @@ fn only_administrators_get_in() {
     for stranger in [&holder, &key(), &gateway.issuer, &gateway.key] {
         for (request, data) in [
             (AdminRequest::Status, vec![]),
-            (AdminRequest::Sessions, vec![]),
+            (AdminRequest::Sessions { after: None }, vec![]),
             (AdminRequest::Deposit, chain.to_bytes().unwrap()),
             (AdminRequest::FenceLocally { application: terms.application.clone() }, vec![]),
         ] {
@@ -88,7 +88,7 @@ fn administrators_requests_mean_nothing_at_the_native_door() {
     for request in [
         AdminRequest::Status,
         AdminRequest::Deposit,
-        AdminRequest::Sessions,
+        AdminRequest::Sessions { after: None },
         AdminRequest::FenceLocally { application: terms.application.clone() },
     ] {
         let mut header = vec![];

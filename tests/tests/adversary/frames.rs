@@ -138,7 +138,8 @@ fn unknown_tags_and_absurd_lengths_inside() {
     let mut gateway = Gateway::start();
     let ping = request(1, Op::Ping);
     let tag = ping.len() - 4;
-    for value in [36u32, 37, 100, 255, 65_536, u32::MAX] {
+    let first_unknown = u32::try_from(crate::rights::KINDS).unwrap();
+    for value in [first_unknown, first_unknown + 1, 100, 255, 65_536, u32::MAX] {
         let mut header = ping.clone();
         header[tag..].copy_from_slice(&value.to_le_bytes());
         let mut tls = welcomed(&gateway, &key());

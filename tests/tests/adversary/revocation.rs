@@ -434,3 +434,49 @@ fn sessions_that_open_while_it_is_revoked_are_cut_too() {
         assert!(!gateway.data("users/alice/Documents/after").exists());
     }
 }
+
+/// Names of the gateway's threads that run before all others; the policy is field 41 of proc_pid_stat(5), 2 is SCHED_RR.
+fn urgent_threads(gateway: &Gateway) -> Vec<String> {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", gateway.pid())).unwrap();
+    let mut names = vec![];
+    for task in tasks {
+        // A thread may end meanwhile.
+        let Ok(stat) = std::fs::read_to_string(task.unwrap().path().join("stat")) else { continue };
+        let (name, rest) = stat.split_once('(').unwrap().1.rsplit_once(") ").unwrap();
+        if rest.split(' ').nth(38) == Some("2") {
+            names.push(name.to_owned());
+        }
+    }
+    names.sort();
+    names
+}
+
+#[test]
+fn only_administrators_are_served_before_all_others() {
+    let (gateway, holder, terms) = world();
+    let allowed = std::process::Command::new("chrt").args(["--rr", "1", "true"]).output();
+    let allowed = allowed.is_ok_and(|output| output.status.success());
+    let expected = |waiting| {
+        let admins = ["accept"].into_iter().chain(std::iter::repeat_n("admin", waiting));
+        if allowed { admins.map(str::to_owned).collect() } else { vec![] }
+    };
+    let becomes = |expected: Vec<String>| {
+        wait_for(&format!("urgent threads: {expected:?}"), || {
+            (urgent_threads(&gateway) == expected).then_some(())
+        });
+    };
+    becomes(expected(0));
+    // Each fence starts threads: to write the ledger, to tell the client, to forget the session.
+    for round in 0..3u8 {
+        let mut admin = gateway.admin();
+        admin.status().expect("an answer");
+        becomes(expected(1));
+        let terms = Terms { id: ContractId::from_bytes([round + 1; 16]), ..terms.clone() };
+        let mut session = gateway.enter(&holder, &Chain::issue(&terms, &gateway.issuer).unwrap());
+        admin.revoke_contract(&gateway, terms.id);
+        assert!(matches!(session.call(Op::Ping).refused(), None | Some(Failure::Fenced)));
+        becomes(expected(1));
+        drop(admin);
+        becomes(expected(0));
+    }
+}

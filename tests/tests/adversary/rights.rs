@@ -254,6 +254,15 @@ fn cases() -> Vec<Case> {
         case("cancel-lock", NOTHING, |_, _| Ok((Op::CancelLock { request: 12_345 }, b""))),
         case("ping", NOTHING, |_, _| Ok((Op::Ping, b""))),
         case("bye", NOTHING, |_, _| Ok((Op::Bye, b""))),
+        case("reclaimed", NOTHING, |_, _| Ok((Op::Reclaimed, b""))),
+        case("take leases", NOTHING, |_, _| Ok((Op::TakeLeases, b""))),
+        case("recalled", NOTHING, |_, _| Ok((Op::Recalled { id: 1 }, b""))),
+        case("open and read", &["list read"], |s, root| {
+            Ok((Op::OpenRead { node: node(s, root, "file")?, flags: READ, offset: 0, length: 10 }, b""))
+        }),
+        case("open to write, and read", &["list read write", "list read append"], |s, root| {
+            Ok((Op::OpenRead { node: node(s, root, "file")?, flags: BOTH, offset: 0, length: 10 }, b""))
+        }),
     ]
 }
 
@@ -297,9 +306,13 @@ fn kind(op: &Op) -> usize {
         Op::CancelLock { .. } => 33,
         Op::Ping => 34,
         Op::Bye => 35,
+        Op::Reclaimed => 36,
+        Op::TakeLeases => 37,
+        Op::Recalled { .. } => 38,
+        Op::OpenRead { .. } => 39,
     }
 }
-const KINDS: usize = 36;
+pub const KINDS: usize = 40;
 
 /// A directory of its own for one try, which is the whole grant; returns its data path.
 fn stage(gateway: &Gateway) -> String {
@@ -338,6 +351,10 @@ fn attempt(gateway: &Gateway, case: &Case, rights: Rights, kinds: &mut BTreeSet<
             match op {
                 Op::Forget => {
                     session.send(Slot::default(), Op::Forget, data).unwrap();
+                    session.call(Op::Ping)
+                }
+                Op::Recalled { .. } => {
+                    session.send(Slot::default(), op, data).unwrap();
                     session.call(Op::Ping)
                 }
                 Op::Resolve { grant, .. } => {

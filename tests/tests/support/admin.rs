@@ -53,8 +53,8 @@ impl Admin {
     }
 
     pub fn sessions(&mut self) -> Vec<SessionInfo> {
-        let (answer, data) = self.ask(&AdminRequest::Sessions, &[]).expect("an answer");
-        assert_eq!(answer, AdminAnswer::Sessions);
+        let (answer, data) = self.ask(&AdminRequest::Sessions { after: None }, &[]).expect("an answer");
+        assert_eq!(answer, AdminAnswer::Sessions { next: None });
         decode_list(&data).unwrap()
     }
 

@@ -2,13 +2,15 @@
 //! with a directory for each target. Everything goes when the value is dropped.
 
 use std::fs;
+use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use strongroom_tests::lab::{Lab, LabName, Options as LabOptions};
 use tempfile::TempDir;
 
+use crate::peer::Peer;
 use crate::target::{Guest, Target};
 
 /// Where the storage guest sees the data root.
@@ -16,6 +18,8 @@ pub(crate) const EXPORT_IN_GUEST: &str = "/srv/strongroom/data";
 /// The ssh keys and settings, in both guests.
 pub(crate) const SSH_IN_GUEST: &str = "/tmp/bench-ssh";
 pub(crate) const SSH_PORT: u16 = 2222;
+/// The storage guest, as app guests reach it.
+pub(crate) const STORAGE_ADDRESS: &str = "10.77.0.1";
 /// Where [`crate::limits`] measures the network.
 pub(crate) const ECHO_PORT: u16 = 5201;
 
@@ -72,7 +76,7 @@ impl House {
             data: Some(data.path().to_owned()),
             // Without our own column the rest can be measured alone.
             empty: !targets.contains(&Target::Strongroom),
-            open_ports: vec![SSH_PORT, ECHO_PORT],
+            open_ports: open_ports(targets),
             shares: vec![programs],
             ..LabOptions::named(name)
         };
@@ -81,6 +85,12 @@ impl House {
         house.check_mount()?;
         if targets.iter().any(|target| matches!(target, Target::Sshfs | Target::SshfsTuned)) {
             house.start_sshd().context("cannot start sshd in the storage guest")?;
+        }
+        for target in targets {
+            if let Some(peer) = target.peer() {
+                let dir = format!("{EXPORT_IN_GUEST}/{}", target.data());
+                house.start_peer(peer, &dir).with_context(|| format!("cannot start {}", target.title()))?;
+            }
         }
         Ok(house)
     }
@@ -134,15 +144,39 @@ impl House {
 
     /// Run a command in a guest to its end; what it printed.
     fn run(&self, guest: Guest, command: &[&str]) -> Result<String> {
-        let output = self
+        self.run_with(guest, command, "")
+    }
+
+    /// The same with something on its standard input.
+    fn run_with(&self, guest: Guest, command: &[&str], input: &str) -> Result<String> {
+        // Files, not pipes: a daemon that stays behind may keep them open for ever.
+        let mut stdin = tempfile::tempfile()?;
+        stdin.write_all(input.as_bytes()).and_then(|()| stdin.rewind())?;
+        let (mut out, mut err) = (tempfile::tempfile()?, tempfile::tempfile()?);
+        let name = || match command {
+            ["sh", _, _, rest @ ..] => rest.join(" "),
+            all => all.join(" "),
+        };
+        let status = self
             .command(guest, command.iter().copied())
-            .stdin(Stdio::null())
-            .output()
-            .with_context(|| format!("cannot run `{}` in the lab", command.join(" ")))?;
-        if !output.status.success() {
-            bail!("`{}`: {}", command.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+            .stdin(stdin)
+            .stdout(out.try_clone()?)
+            .stderr(err.try_clone()?)
+            .status()
+            .with_context(|| format!("cannot run `{}` in the lab", name()))?;
+        let mut text = String::new();
+        if !status.success() {
+            err.rewind().and_then(|()| err.read_to_string(&mut text))?;
+            bail!("`{}`: {}", name(), text.trim());
         }
-        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        out.rewind().and_then(|()| out.read_to_string(&mut text))?;
+        Ok(text.trim().to_owned())
+    }
+
+    fn start_peer(&self, peer: &Peer, dir: &str) -> Result<()> {
+        let for_clients =
+            self.run(Guest::Storage, &["sh", "-c", peer.script, "peer", "serve", STORAGE_ADDRESS, dir])?;
+        self.run_with(Guest::App, &["sh", "-c", peer.script, "peer", "join"], &for_clients).map(drop)
     }
 
     fn start_sshd(&self) -> Result<()> {
@@ -180,6 +214,12 @@ impl House {
 /// Programs that workloads run, and the Debian packages they are in.
 const TOOLS: [(&str, &str); 5] =
     [("git", "git"), ("sqlite3", "sqlite3"), ("tar", "tar"), ("find", "findutils"), ("grep", "grep")];
+
+fn open_ports(targets: &[Target]) -> Vec<u16> {
+    let peers = targets.iter().filter_map(|target| target.peer());
+    let ports = peers.flat_map(|peer| peer.ports.iter().cloned().flatten());
+    [SSH_PORT, ECHO_PORT].into_iter().chain(ports).collect()
+}
 
 fn check_needs(targets: &[Target]) -> Result<()> {
     if !rustix::process::geteuid().is_root() {

@@ -9,6 +9,8 @@ mod house;
 mod limits;
 mod machine;
 mod options;
+mod page;
+mod peer;
 mod report;
 mod results;
 mod rows;
@@ -65,6 +67,9 @@ fn bench(options: &Options) -> Result<bool> {
     print!("{}", report::report(&results, options.markdown));
     if let Some(path) = &options.json {
         results.write_json(path)?;
+    }
+    if let Some(path) = &options.html {
+        page::write(&results, path)?;
     }
     house.clear()?;
     Ok(results.failures.is_empty())

@@ -24,12 +24,18 @@ pub(crate) struct Options {
     /// Only this row (and what it needs to run before it); may be repeated.
     #[arg(long, value_name = "ROW")]
     only: Vec<Row>,
-    /// Only these targets [default: all but sshfs-tuned].
+    /// Only these targets [default: strongroom, sshfs, passthrough, local].
     #[arg(long, value_name = "TARGET,…", value_delimiter = ',')]
     targets: Vec<Target>,
     /// Write everything that was measured to this file.
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
+    /// Write a page with the table and plots to this file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
+    /// Also measure GlusterFS, CephFS and MooseFS (their Debian packages are named if they are missing).
+    #[arg(long)]
+    peers: bool,
     /// Print the table as Markdown.
     #[arg(long)]
     pub(crate) markdown: bool,
@@ -112,7 +118,7 @@ impl Options {
             .iter()
             .copied()
             .filter(|target| match self.targets.as_slice() {
-                [] => *target != Target::SshfsTuned,
+                [] => *target != Target::SshfsTuned && (self.peers || target.peer().is_none()),
                 wanted => wanted.contains(target),
             })
             .collect()

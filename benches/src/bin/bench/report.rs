@@ -31,7 +31,7 @@ pub(crate) fn report(results: &Results, markdown: bool) -> String {
     text
 }
 
-fn conditions(results: &Results) -> String {
+pub(crate) fn conditions(results: &Results) -> String {
     let machine = &results.machine;
     let limits = &results.limits;
     let mut text = format!(
@@ -65,7 +65,14 @@ fn conditions(results: &Results) -> String {
 }
 
 /// Which targets our mount is compared with in columns of ratios.
-const PEERS: [Target; 3] = [Target::Sshfs, Target::SshfsTuned, Target::Passthrough];
+const PEERS: [Target; 6] = [
+    Target::Sshfs,
+    Target::SshfsTuned,
+    Target::Glusterfs,
+    Target::Cephfs,
+    Target::Moosefs,
+    Target::Passthrough,
+];
 
 fn rows_table(results: &Results) -> Option<Table> {
     let peers: Vec<Target> = PEERS.into_iter().filter(|peer| results.targets.contains(peer)).collect();
@@ -74,6 +81,9 @@ fn rows_table(results: &Results) -> Option<Table> {
     head.extend(results.targets.iter().map(|target| target.title().to_owned()));
     if ours {
         head.extend(peers.iter().map(|peer| format!("x {}", peer.title())));
+        if peers.iter().filter(|peer| peer.is_choice()).count() > 1 {
+            head.push("x best peer".to_owned());
+        }
     }
     head.push("noise".to_owned());
     let lines: Vec<Vec<String>> = results
@@ -84,6 +94,9 @@ fn rows_table(results: &Results) -> Option<Table> {
             line.extend(results.targets.iter().map(|target| cell(results.median(row, *target).map(number))));
             if ours {
                 line.extend(peers.iter().map(|peer| cell(results.advantage(row, *peer).map(ratio))));
+                if peers.iter().filter(|peer| peer.is_choice()).count() > 1 {
+                    line.push(cell(results.advantage_over_best(row).map(ratio)));
+                }
             }
             line.push(cell(noise(results, row).map(|share| format!("±{:.0} %", share * 100.0))));
             line
@@ -137,7 +150,7 @@ fn verdict(results: &Results) -> String {
     }
     let mut text = String::from("x above 1: Strongroom is better.");
     // The passthrough is no choice that a user has: it shows what FUSE itself leaves.
-    let chosen = |peer: &Target| *peer != Target::Passthrough && results.targets.contains(peer);
+    let chosen = |peer: &Target| peer.is_choice() && results.targets.contains(peer);
     for peer in PEERS.into_iter().filter(chosen) {
         let compared =
             results.rows().into_iter().filter(|row| results.advantage(*row, peer).is_some()).count();
@@ -162,7 +175,7 @@ fn cell(text: Option<String>) -> String {
 }
 
 /// Three digits that mean something.
-fn number(value: f64) -> String {
+pub(crate) fn number(value: f64) -> String {
     match value.abs() {
         v if v >= 100_000.0 => format!("{:.0}k", value / 1000.0),
         v if v >= 10_000.0 => format!("{:.1}k", value / 1000.0),
@@ -173,7 +186,7 @@ fn number(value: f64) -> String {
     }
 }
 
-fn ratio(value: f64) -> String {
+pub(crate) fn ratio(value: f64) -> String {
     match value {
         v if v >= 10.0 => format!("{v:.0}"),
         v if v >= 0.1 => format!("{v:.2}"),
@@ -217,13 +230,13 @@ impl Table {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::machine::Machine;
     use crate::options::Options;
     use crate::results::Limits;
 
-    fn some_results() -> Results {
+    pub(crate) fn some_results() -> Results {
         let options = <Options as clap::Parser>::parse_from(["bench", "--quick"]);
         let limits = Limits {
             tcp_mib_per_second: 1.0,

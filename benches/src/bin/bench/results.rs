@@ -110,6 +110,11 @@ impl Results {
         median(self.samples.get(&(row, target))?)
     }
 
+    /// What each round measured.
+    pub(crate) fn samples(&self, row: Row, target: Target) -> &[f64] {
+        self.samples.get(&(row, target)).map_or(&[], Vec::as_slice)
+    }
+
     pub(crate) fn spread(&self, row: Row, target: Target) -> Option<f64> {
         spread(self.samples.get(&(row, target))?)
     }
@@ -117,6 +122,12 @@ impl Results {
     /// How many times better our mount is than `other`: above 1 is always better.
     pub(crate) fn advantage(&self, row: Row, other: Target) -> Option<f64> {
         Some(row.unit().advantage(self.median(row, Target::Strongroom)?, self.median(row, other)?))
+    }
+
+    /// How many times better our mount is than the best of what a user could choose instead.
+    pub(crate) fn advantage_over_best(&self, row: Row) -> Option<f64> {
+        let peers = self.targets.iter().filter(|target| target.is_choice());
+        peers.filter_map(|peer| self.advantage(row, *peer)).min_by(f64::total_cmp)
     }
 
     /// Rows on which our mount is behind `other`.

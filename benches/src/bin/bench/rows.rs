@@ -112,6 +112,38 @@ rows! {
     Sqlite "sqlite" Sync PerSecond "SQLite transactions";
 }
 
+impl Row {
+    /// What is aimed at: how many times as good as the local passthrough, and as the best peer.
+    pub(crate) const fn goals(self) -> (f64, f64) {
+        match self {
+            Self::SequentialWrite => (2.0, 2.0),
+            Self::SequentialReadCold => (0.7, 2.0),
+            Self::SequentialReadAgain => (4.0, 1.2),
+            Self::RandomRead1 => (0.4, 2.5),
+            Self::RandomRead16 => (0.5, 3.0),
+            Self::RandomWrite => (0.4, 1.5),
+            Self::Create => (0.7, 4.0),
+            Self::ReaddirCold => (0.4, 1.0),
+            Self::StatCold => (0.6, 3.0),
+            Self::StatWarm => (0.9, 1.0),
+            Self::ReadSmallCold => (0.5, 4.0),
+            Self::ReadSmallAgain => (3.0, 10.0),
+            Self::Delete => (0.6, 2.0),
+            Self::Untar => (0.7, 2.5),
+            Self::FindCold => (0.6, 1.5),
+            Self::FindWarm => (0.9, 1.0),
+            Self::GrepCold => (0.5, 3.0),
+            Self::GrepAgain => (2.0, 5.0),
+            Self::GitAdd | Self::GitCommit => (0.6, 3.0),
+            Self::GitStatusWarm => (1.0, 2.0),
+            Self::GitStatusCold => (0.5, 3.0),
+            Self::RemoveTree => (0.6, 1.0),
+            Self::Append => (0.35, 1.3),
+            Self::Sqlite => (0.6, 1.5),
+        }
+    }
+}
+
 impl std::str::FromStr for Row {
     type Err = String;
 

@@ -5,6 +5,7 @@ use std::process::Command;
 use serde::{Deserialize, Serialize};
 
 use crate::house::{EXPORT_IN_GUEST, SSH_IN_GUEST, SSH_PORT};
+use crate::peer::{self, Peer};
 
 /// A column of the table.
 #[derive(
@@ -18,6 +19,12 @@ pub(crate) enum Target {
     Sshfs,
     /// sshfs with every option that helps it.
     SshfsTuned,
+    /// GlusterFS with TLS.
+    Glusterfs,
+    /// CephFS by ceph-fuse, its messages encrypted.
+    Cephfs,
+    /// MooseFS, which encrypts nothing.
+    Moosefs,
     /// bindfs: what any FUSE mount of a local directory costs.
     Passthrough,
     /// The directory itself.
@@ -59,6 +66,9 @@ impl Target {
             Self::Strongroom => "strongroom",
             Self::Sshfs => "sshfs",
             Self::SshfsTuned => "sshfs tuned",
+            Self::Glusterfs => "GlusterFS TLS",
+            Self::Cephfs => "CephFS secure",
+            Self::Moosefs => "MooseFS (plain)",
             Self::Passthrough => "passthrough",
             Self::Local => "local",
         }
@@ -66,9 +76,24 @@ impl Target {
 
     pub(crate) const fn guest(self) -> Guest {
         match self {
-            Self::Strongroom | Self::Sshfs | Self::SshfsTuned => Guest::App,
             Self::Passthrough | Self::Local => Guest::Storage,
+            _ => Guest::App,
         }
+    }
+
+    /// The network file system with servers of its own that it is, if it is one.
+    pub(crate) const fn peer(self) -> Option<&'static Peer> {
+        match self {
+            Self::Glusterfs => Some(&peer::GLUSTERFS),
+            Self::Cephfs => Some(&peer::CEPHFS),
+            Self::Moosefs => Some(&peer::MOOSEFS),
+            _ => None,
+        }
+    }
+
+    /// Whether it is something that a user could choose instead.
+    pub(crate) const fn is_choice(self) -> bool {
+        !matches!(self, Self::Strongroom | Self::Passthrough | Self::Local)
     }
 
     /// The directory below the data root that the target's files end up in.
@@ -77,6 +102,9 @@ impl Target {
             Self::Strongroom => "strongroom",
             Self::Sshfs => "sshfs",
             Self::SshfsTuned => "sshfs-tuned",
+            Self::Glusterfs => "glusterfs",
+            Self::Cephfs => "cephfs",
+            Self::Moosefs => "moosefs",
             Self::Passthrough => "passthrough",
             Self::Local => "local",
         }
@@ -88,6 +116,9 @@ impl Target {
             // The file that cargo builds, and the name that mount(8) looks for.
             Self::Strongroom => &["mount-strongroom", "mount.strongroom"],
             Self::Sshfs | Self::SshfsTuned => &["sshfs", "ssh"],
+            Self::Glusterfs => &["glusterfs"],
+            Self::Cephfs => &["ceph-fuse"],
+            Self::Moosefs => &["mfsmount"],
             Self::Passthrough => &["bindfs"],
             Self::Local => &[],
         }
@@ -99,6 +130,9 @@ impl Target {
             Self::Strongroom => &["strongroom-gateway"],
             // Newer OpenSSH serves a connection from a program of its own.
             Self::Sshfs | Self::SshfsTuned => &["sshd", "sshd-session", "sftp-server"],
+            Self::Glusterfs => &["glusterd", "glusterfsd"],
+            Self::Cephfs => &["ceph-mon", "ceph-mgr", "ceph-osd", "ceph-mds"],
+            Self::Moosefs => &["mfsmaster", "mfschunkserver"],
             Self::Passthrough | Self::Local => &[],
         }
     }
@@ -109,6 +143,9 @@ impl Target {
             Self::Sshfs | Self::SshfsTuned => {
                 &[("sshfs", "sshfs"), ("sshd", "openssh-server"), ("ssh-keygen", "openssh-client")]
             }
+            Self::Glusterfs => peer::GLUSTERFS.needs,
+            Self::Cephfs => peer::CEPHFS.needs,
+            Self::Moosefs => peer::MOOSEFS.needs,
             Self::Passthrough => &[("bindfs", "bindfs")],
             Self::Strongroom | Self::Local => &[],
         }
@@ -131,6 +168,9 @@ impl Target {
             Self::SshfsTuned => {
                 Work { mount: Some(sshfs(&backing, &point, Some(SSHFS_TUNING))), directory: point }
             }
+            Self::Glusterfs => Work { mount: Some(peer::GLUSTERFS.mount(&point)), directory: point },
+            Self::Cephfs => Work { mount: Some(peer::CEPHFS.mount(&point)), directory: point },
+            Self::Moosefs => Work { mount: Some(peer::MOOSEFS.mount(&point)), directory: point },
             Self::Passthrough => {
                 let mut command = vec!["bindfs"];
                 command.extend(bindfs_options());
@@ -154,7 +194,7 @@ fn bindfs_options() -> &'static [&'static str] {
     if old { &["-o", "big_writes"] } else { &[] }
 }
 
-fn mount(command: &[&str], point: &str) -> Mount {
+pub(crate) fn mount(command: &[&str], point: &str) -> Mount {
     Mount { command: command.iter().map(|word| (*word).to_owned()).collect(), point: point.to_owned() }
 }
 

@@ -10,9 +10,8 @@ use crate::archive::{Archive, Issued, Lock};
 use crate::base::{Base, GatewayPlace, gateway_failure};
 use crate::contract_file;
 use crate::failure::{Exit, Failure};
-use crate::narrowing::{NarrowArgs, Wanted};
-use crate::output::{Clock, span, tame};
 use crate::revoking;
+use crate::text::{span, tame};
 
 /// How far the gateway's clock may be from this one when contracts are issued by it, in seconds.
 const MAX_SKEW_SECS: u64 = 300;
@@ -122,30 +121,6 @@ pub fn policy_of<'a>(policies: &'a PolicySet, application: &Application) -> Resu
     })
 }
 
-/// The wanted parts of a policy: paths as seen in the mount become data paths.
-pub fn narrowings(policy: &Policy, args: &NarrowArgs) -> Result<Vec<Narrowing>, Failure> {
-    let part = |part: &crate::narrowing::Part| {
-        let path = match part.path.as_deref().map(Wanted::parse).transpose()? {
-            None => None,
-            Some(Wanted::Data(path)) => Some(path),
-            Some(Wanted::Mount(mount)) => Some(policy.data_path(&mount).ok_or_else(|| {
-                let mounts: Vec<_> = policy.grants.iter().map(|one| one.grant.mount.as_str()).collect();
-                Failure::denied(format!(
-                    "the policy does not allow it: {}: no grant is mounted at {mount}",
-                    policy.file
-                ))
-                .hint(format!(
-                    "mount paths of {}: {}",
-                    policy.application,
-                    mounts.join(", ")
-                ))
-            })?),
-        };
-        Ok(Narrowing { path, rights: part.rights })
-    };
-    args.parts.iter().map(part).collect()
-}
-
 /// A gateway that is ready to take contracts.
 #[derive(Debug)]
 pub struct Counter {
@@ -158,17 +133,17 @@ pub struct Counter {
 }
 
 impl Counter {
-    /// Compares clocks and sends revocations that are still pending: nothing is issued before they hold.
+    /// Compares clocks (`now`: this side's, Unix seconds) and sends revocations that are still pending: nothing is issued before they hold.
     pub fn open(
         mut client: AdminClient,
         archive: &Archive,
         issuer: &Issuer,
-        clock: &Clock,
+        now: u64,
     ) -> Result<Counter, Failure> {
         let status = client.status().map_err(gateway_failure)?;
-        let skew = status.now.abs_diff(clock.now());
+        let skew = status.now.abs_diff(now);
         if skew > MAX_SKEW_SECS {
-            let way = if status.now > clock.now() { "ahead of" } else { "behind" };
+            let way = if status.now > now { "ahead of" } else { "behind" };
             return Err(Failure::other(format!("the gateway's clock is {} {way} this one", span(skew)))
                 .hint(
                     "set both clocks right (timedatectl status); contracts are valid by the gateway's clock",
@@ -249,6 +224,27 @@ fn deposit(
             .hint(format!("or make it void: contract revoke {}", terms.id)))
         }
     }
+}
+
+/// The newest contract of each holder of the last generation, without those revoked by their number; oldest first.
+pub fn last_of(archive: &Archive, application: &Application) -> Result<Vec<Issued>, Failure> {
+    let revoked = archive.revoked_contracts()?;
+    let shelf = archive.shelf(Some(application))?;
+    let last = shelf.contracts.iter().map(|(issued, _)| issued.terms.generation).max().unwrap_or(0);
+    let mut list: Vec<Issued> = vec![];
+    for (issued, _) in shelf.contracts.into_iter().filter(|(issued, _)| issued.terms.generation == last) {
+        list.retain(|other| other.terms.holder != issued.terms.holder);
+        list.push(issued);
+    }
+    list.retain(|issued| !revoked.contains(&issued.terms.id));
+    if list.is_empty() {
+        return Err(Failure::new(
+            Exit::NotFound,
+            format!("there is no contract of `{}` to issue again", application),
+        )
+        .hint(format!("issue one: contract grant {} --holder KEY", application)));
+    }
+    Ok(list)
 }
 
 /// The generation of an application's next contract.

@@ -19,7 +19,7 @@ use strongroom_policy::{PolicySet, Source};
 
 use crate::admin::{Address, AdminClient, AdminError};
 use crate::failure::{Exit, Failure};
-use crate::output::tame;
+use crate::text::tame;
 use crate::{files, keys};
 
 /// The longest policy or configuration file that is read, in bytes.

@@ -219,11 +219,20 @@ impl AdminClient {
     /// # Errors
     /// Any [`AdminError`].
     pub fn sessions(&mut self) -> Result<Vec<SessionInfo>, AdminError> {
-        match self.request(&AdminRequest::Sessions, &[])? {
-            (AdminAnswer::Sessions, data) => {
-                decode_list(&data).map_err(|error| self.answer(error.to_string()))
+        let mut all: Vec<SessionInfo> = vec![];
+        let mut after = None;
+        loop {
+            match self.request(&AdminRequest::Sessions { after }, &[])? {
+                (AdminAnswer::Sessions { next }, data) => {
+                    let page: Result<Vec<_>, _> = decode_list(&data);
+                    all.append(&mut page.map_err(|error| self.answer(error.to_string()))?);
+                    after = self.following(after, next)?;
+                }
+                (other, _) => return Err(self.unexpected(&other)),
             }
-            (other, _) => Err(self.unexpected(&other)),
+            if after.is_none() {
+                return Ok(all);
+            }
         }
     }
 
@@ -232,12 +241,29 @@ impl AdminClient {
     /// # Errors
     /// Any [`AdminError`].
     pub fn contracts(&mut self) -> Result<Vec<ContractInfo>, AdminError> {
-        match self.request(&AdminRequest::Contracts, &[])? {
-            (AdminAnswer::Contracts, data) => {
-                decode_list(&data).map_err(|error| self.answer(error.to_string()))
+        let mut all: Vec<ContractInfo> = vec![];
+        let mut after = None;
+        loop {
+            match self.request(&AdminRequest::Contracts { after }, &[])? {
+                (AdminAnswer::Contracts { next }, data) => {
+                    let page: Result<Vec<_>, _> = decode_list(&data);
+                    all.append(&mut page.map_err(|error| self.answer(error.to_string()))?);
+                    after = self.following(after, next)?;
+                }
+                (other, _) => return Err(self.unexpected(&other)),
             }
-            (other, _) => Err(self.unexpected(&other)),
+            if after.is_none() {
+                return Ok(all);
+            }
         }
+    }
+
+    /// Where the next page begins. Each begins after the one before, so that a list has an end.
+    fn following<T: Ord>(&self, after: Option<T>, next: Option<T>) -> Result<Option<T>, AdminError> {
+        if next.is_some() && next <= after {
+            return Err(self.answer("a list that goes in circles".to_owned()));
+        }
+        Ok(next)
     }
 
     fn unreachable(&self, source: ChannelError) -> AdminError {

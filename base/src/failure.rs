@@ -54,19 +54,23 @@ impl Failure {
         Failure { exit, message: message.to_string(), hints: vec![], facts: Map::new() }
     }
 
-    pub(crate) fn bad(message: impl fmt::Display) -> Failure {
+    /// Bad input.
+    pub fn bad(message: impl fmt::Display) -> Failure {
         Failure::new(Exit::BadInput, message)
     }
 
-    pub(crate) fn denied(message: impl fmt::Display) -> Failure {
+    /// A decision of the policy or the contract.
+    pub fn denied(message: impl fmt::Display) -> Failure {
         Failure::new(Exit::Denied, message)
     }
 
-    pub(crate) fn not_found(message: impl fmt::Display) -> Failure {
+    /// Something that does not exist.
+    pub fn not_found(message: impl fmt::Display) -> Failure {
         Failure::new(Exit::NotFound, message)
     }
 
-    pub(crate) fn other(message: impl fmt::Display) -> Failure {
+    /// Anything else that failed.
+    pub fn other(message: impl fmt::Display) -> Failure {
         Failure::new(Exit::Other, message)
     }
 
@@ -100,7 +104,7 @@ impl Failure {
     }
 
     /// The `--json` form.
-    pub(crate) fn to_json(&self) -> Value {
+    pub fn to_json(&self) -> Value {
         let mut error = self.facts.clone();
         error.insert("kind".into(), self.exit.word().into());
         error.insert("code".into(), (self.exit as u8).into());

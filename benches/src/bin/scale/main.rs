@@ -1,0 +1,233 @@
+//! `scale`: what one operation costs as the world around it grows. Flat lines are the aim.
+//!
+//! A gateway of its own on the loopback interface, and guests that speak the protocol without a mount, so that nothing
+//! but the gateway is measured.
+
+mod guest;
+mod house;
+mod plot;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use serde::Serialize;
+use strongroom_benches::statistics::median;
+use strongroom_contracts::{ContractId, SecretKey, Subject, keys};
+use strongroom_gateway::ledger::{Change, Ledger};
+
+use guest::Guest;
+use house::House;
+
+/// Measure the cost of one operation against files, sessions and revocations.
+#[derive(Debug, Parser)]
+#[command(name = "scale", version)]
+struct Options {
+    /// Smaller worlds: to see that everything works, not to quote.
+    #[arg(long)]
+    quick: bool,
+    /// Write everything that was measured to this file.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write a page with plots to this file.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+}
+
+/// One line of a plot: what an operation costs at each size.
+#[derive(Debug, Serialize)]
+pub(crate) struct Series {
+    pub(crate) plot: &'static str,
+    pub(crate) against: &'static str,
+    pub(crate) operation: &'static str,
+    pub(crate) unit: &'static str,
+    /// Size, median cost.
+    pub(crate) points: Vec<(u64, f64)>,
+}
+
+/// All lines, in the order in which they are shown.
+#[derive(Default)]
+struct Table(Vec<Series>);
+
+impl Table {
+    fn add(
+        &mut self,
+        (plot, against): (&'static str, &'static str),
+        (operation, unit): (&'static str, &'static str),
+        point: (u64, f64),
+    ) {
+        println!("{plot}: {} {against}: {operation} {:.2} {unit}", point.0, point.1);
+        let line = self.0.iter_mut().find(|line| line.plot == plot && line.operation == operation);
+        match line {
+            Some(line) => line.points.push(point),
+            None => self.0.push(Series { plot, against, operation, unit, points: vec![point] }),
+        }
+    }
+}
+
+fn main() -> Result<()> {
+    let options = Options::parse();
+    if !rustix::process::geteuid().is_root() {
+        bail!("the benchmark needs root: files of the data root belong to other users");
+    }
+    let mut table = Table::default();
+    files(&mut table, options.quick)?;
+    sessions(&mut table, options.quick)?;
+    revocations(&mut table, options.quick)?;
+    if let Some(path) = &options.json {
+        write(path, &serde_json::to_string_pretty(&table.0)?)?;
+    }
+    if let Some(path) = &options.html {
+        write(path, &plot::page(&table.0))?;
+    }
+    Ok(())
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
+        fs::create_dir_all(directory)
+            .with_context(|| format!("cannot make the directory `{}`", directory.display()))?;
+    }
+    fs::write(path, text).with_context(|| format!("cannot write `{}`", path.display()))
+}
+
+/// How often each operation is measured.
+const SAMPLES: usize = 400;
+
+fn sizes(quick: bool, most: u64) -> Vec<u64> {
+    let most = if quick { most.min(10_000) } else { most };
+    std::iter::successors(Some(100), |size| Some(size * 10)).take_while(|size| *size <= most).collect()
+}
+
+/// Against files in the tree, a hundred in each directory, and against files in one directory.
+fn files(table: &mut Table, quick: bool) -> Result<()> {
+    for (plot, against, per_directory) in [
+        ("files in the tree", "files, a hundred in each directory", 100),
+        ("files in one directory", "files", u64::MAX),
+    ] {
+        let house = House::start(100)?;
+        let mut made = 0;
+        for size in sizes(quick, 1_000_000) {
+            house.fill(per_directory, made..size)?;
+            made = size;
+            // A new session knows nothing yet.
+            let mut guest = house.guest()?;
+            let mut pick = Pick(size);
+            let mut times = [const { Vec::new() }; 4];
+            for sample in 0..SAMPLES {
+                let (directory, name) = House::place(per_directory, pick.below(size));
+                let parent = guest.directory(&directory)?;
+                times[0].push(timed(|| guest.lookup(parent, &name))?);
+                let node = guest.lookup(parent, &name)?;
+                times[1].push(timed(|| guest.attributes(node))?);
+                let new = format!("new-{sample}");
+                times[2].push(timed(|| guest.create(parent, &new))?);
+                times[3].push(timed(|| guest.remove(parent, &new))?);
+            }
+            for (name, times) in ["lookup", "attributes", "create and close", "remove"].into_iter().zip(times)
+            {
+                table.add((plot, against), (name, "us"), (size, median(&times).unwrap_or_default()));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Against live sessions that do nothing.
+fn sessions(table: &mut Table, quick: bool) -> Result<()> {
+    let key = ("live sessions", "sessions, each with a connection of its own");
+    let house = House::start(20_000)?;
+    house.fill(100, 0..1000)?;
+    let mut guest = house.guest()?;
+    let node = {
+        let parent = guest.directory("d0")?;
+        guest.lookup(parent, "f0")?
+    };
+    let mut idle: Vec<Guest> = Vec::new();
+    let empty = house.memory_kib()?;
+    for size in [1, 10, 100, 1000].into_iter().filter(|size| !quick || *size <= 100) {
+        let mut opened = Vec::new();
+        while (idle.len() as u64) + 1 < size {
+            opened.push(timed(|| {
+                idle.push(house.guest()?);
+                Ok(())
+            })?);
+        }
+        let times: Vec<f64> =
+            (0..SAMPLES * 4).map(|_| timed(|| guest.attributes(node))).collect::<Result<_>>()?;
+        table.add(key, ("attributes", "us"), (size, median(&times).unwrap_or_default()));
+        if let Some(opening) = median(&opened) {
+            table.add(key, ("handshake, contract, welcome", "us"), (size, opening));
+        }
+        let memory = house.memory_kib()?.saturating_sub(empty);
+        if size >= 100 {
+            table.add(key, ("memory of a session", "KiB"), (size, memory as f64 / (size - 1) as f64));
+        }
+    }
+    Ok(())
+}
+
+/// Against revoked contracts on record.
+fn revocations(table: &mut Table, quick: bool) -> Result<()> {
+    let key = ("revocations", "contracts revoked in the ledger");
+    let sizes = std::iter::once(0).chain(sizes(quick, 1_000_000));
+    for size in sizes.filter(|size| *size == 0 || *size >= 1000) {
+        let mut house = House::prepare(1000)?;
+        revoke(&house, size)?;
+        let starting = Instant::now();
+        house.launch()?;
+        table.add(key, ("start of the gateway", "ms"), (size.max(1), starting.elapsed().as_secs_f64() * 1e3));
+        house.fill(100, 0..100)?;
+        let times: Vec<f64> = (0..50).map(|_| timed(|| house.guest().map(drop))).collect::<Result<_>>()?;
+        table.add(
+            key,
+            ("handshake, contract, welcome", "us"),
+            (size.max(1), median(&times).unwrap_or_default()),
+        );
+        table.add(key, ("memory of the gateway", "MiB"), (size.max(1), house.memory_kib()? as f64 / 1024.0));
+    }
+    Ok(())
+}
+
+/// Puts revocations into the ledger of a gateway that does not run yet.
+fn revoke(house: &House, number: u64) -> Result<()> {
+    let now = house::now();
+    let ledger = Ledger::open(&house.ledger(), &house.gateway_id(), now).context("cannot open the ledger")?;
+    let mut left = number;
+    while left > 0 {
+        let subjects: Vec<Subject> = (0..left.min(50_000))
+            .map(|_| Ok(Subject::Contract(ContractId::from_bytes(keys::random()?))))
+            .collect::<Result<_>>()?;
+        let changes: Vec<Change<'_>> = subjects
+            .iter()
+            .map(|subject| Change::Void { subject, at_us: now * 1_000_000, why: "" })
+            .collect();
+        ledger.commit(&changes).context("cannot write the ledger")?;
+        left -= subjects.len() as u64;
+    }
+    Ok(())
+}
+
+/// Microseconds that something took.
+fn timed<T>(act: impl FnOnce() -> Result<T>) -> Result<f64> {
+    let began = Instant::now();
+    act()?;
+    Ok(began.elapsed().as_secs_f64() * 1e6)
+}
+
+/// Numbers without an order, the same in every run (Knuth's multiplicative hash).
+struct Pick(u64);
+
+impl Pick {
+    fn below(&mut self, most: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % most
+    }
+}
+
+/// A key, or why there is none.
+fn fresh_key() -> Result<SecretKey> {
+    SecretKey::generate().context("cannot make a key")
+}
