@@ -17,6 +17,7 @@ pub mod journal;
 pub mod kernel;
 pub mod lease;
 pub mod mount;
+mod opening;
 pub mod options;
 pub mod state;
 mod sys;

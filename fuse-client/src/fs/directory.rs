@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use fuser::{Errno, FileAttr, FileType, FopenFlags, INodeNo};
+use strongroom_contracts::Right;
 use strongroom_protocol::attr::{Handle, Node, OpenFlags};
 use strongroom_protocol::lease::Lease;
 use strongroom_protocol::op::Op;
@@ -13,6 +14,7 @@ use super::{Caller, Fs, Opened, Place, Told};
 use crate::attr::entry_type;
 use crate::errno::{Ended, errno};
 use crate::lease::Heard;
+use crate::opening;
 use crate::state::{OpenFile, Survey};
 use crate::transport::{Answer, Call, Payload};
 use crate::tree::Branch;
@@ -72,6 +74,16 @@ impl Fs {
             }
             Place::Granted(node) => node,
         };
+        if self.may(node, Right::List) {
+            let _gate = self.state.leases.gate();
+            let known = self.state.leases.table().attr(node, Instant::now());
+            if known.is_some_and(|attr| attr.mode & libc::S_IFMT == libc::S_IFDIR) {
+                let kept = self.keep_listing(node);
+                let flags = OpenFlags { read: true, ..OpenFlags::default() };
+                let file = self.state.handles.lock().add(OpenFile::lazy(node, flags, true));
+                return done(Ok(Opened { file, flags: kept }));
+            }
+        }
         let (fs, asked) = (self.clone(), self.asked());
         let read = move |answer: Answer<'_>| match answer.outcome {
             Outcome::Opened(handle, attr) => {
@@ -141,7 +153,12 @@ impl Fs {
         // Going back to the start is asking what is there now (rewinddir(3)).
         let kept = if offset == 0 { vec![] } else { take_kept(&open, cookie, S::PLUS) };
         if kept.is_empty() {
-            return self.next_page(caller, file, node, cookie, sink, offset == 0);
+            let fs = self.clone();
+            let next = move |result: Result<(), Errno>| match result {
+                Ok(()) => fs.next_page(caller, file, node, cookie, sink, offset == 0),
+                Err(errno) => sink.finish(Err(errno)),
+            };
+            return opening::ensure(&self.submitter(), &open, caller.pid, next);
         }
         let gate = self.state.leases.gate();
         match self.serve(&open, node, cookie, &kept, &mut sink) {

@@ -1,8 +1,10 @@
 //! Open files: opening, reading, writing, closing.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use fuser::{Errno, FopenFlags};
+use strongroom_contracts::Right;
 use strongroom_protocol::attr::{Handle, Node, OpenFlags};
 use strongroom_protocol::frame::MAX_DATA;
 use strongroom_protocol::name::Name;
@@ -12,8 +14,9 @@ use strongroom_protocol::reply::Outcome;
 use super::{Caller, Fs, PERMISSIONS, Told};
 use crate::errno::{Ended, errno, of_name};
 use crate::lease::{Heard, OwnChange};
+use crate::opening;
 use crate::state::OpenFile;
-use crate::transport::{Answer, Payload};
+use crate::transport::{Answer, Call, Payload};
 
 /// Most bytes that one request copies: the gateway is busy with it, and a fence waits for it. Callers go on after a
 /// short count (copy_file_range(2)).
@@ -87,6 +90,15 @@ impl Fs {
             };
             return self.change(caller, (op, Payload::default()), &[node], read, done);
         }
+        if !flags.write && self.may(node, Right::Read) {
+            let _gate = self.state.leases.gate();
+            let known = self.state.leases.table().attr(node, Instant::now());
+            if known.is_some_and(|attr| attr.mode & libc::S_IFMT == libc::S_IFREG) {
+                let keep = self.keep_pages(node);
+                let file = self.state.handles.lock().add(OpenFile::lazy(node, flags, false));
+                return done(Ok(Opened { file, flags: keep }));
+            }
+        }
         let asked = self.asked();
         let read = move |answer: Answer<'_>| match answer.outcome {
             Outcome::Opened(handle, attr) => {
@@ -101,11 +113,15 @@ impl Fs {
 
     /// Notes an open file. The kernel keeps what pages it has if they are known to be good.
     fn opened(&self, node: Node, flags: OpenFlags, epoch: u64, handle: Handle) -> Opened {
+        let keep = self.keep_pages(node);
+        let file = OpenFile::new(node, flags, false, false, epoch, handle);
+        Opened { file: self.state.handles.lock().add(file), flags: fopen_flags(flags) | keep }
+    }
+
+    fn keep_pages(&self, node: Node) -> FopenFlags {
         // While nobody has it open, pages that may be old can be dropped at once.
         let keep = !self.scrub_needed(node) && self.state.leases.table().clean(node, Instant::now());
-        let file = OpenFile::new(node, flags, false, false, epoch, handle);
-        let kept = if keep { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
-        Opened { file: self.state.handles.lock().add(file), flags: fopen_flags(flags) | kept }
+        if keep { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() }
     }
 
     /// Creates and opens a file.
@@ -156,7 +172,62 @@ impl Fs {
         done: impl FnOnce(Result<&[u8], Errno>) + Send + 'static,
     ) {
         let length = length.min(MAX_DATA as u32);
-        self.ask_data(caller, Op::Read { handle: Handle(file), offset, length }, Payload::default(), done);
+        let open = self.state.handles.lock().get(file);
+        let Some(open) = open else { return done(Err(Errno::EBADF)) };
+        if open.at_gateway() {
+            let op = Op::Read { handle: Handle(file), offset, length };
+            return self.ask_data(caller, op, Payload::default(), done);
+        }
+        if open.claim() {
+            return self.open_and_read(caller, (file, open), offset, length, done);
+        }
+        let fs = self.clone();
+        opening::ensure(&self.submitter(), &open, caller.pid, move |result| match result {
+            Ok(()) => {
+                let op = Op::Read { handle: Handle(file), offset, length };
+                fs.ask_data(caller, op, Payload::default(), done);
+            }
+            Err(errno) => done(Err(errno)),
+        });
+    }
+
+    /// The first read of a file that is not open at the gateway yet.
+    fn open_and_read(
+        &self,
+        caller: Caller,
+        (file, open): (u64, Arc<OpenFile>),
+        offset: u64,
+        length: u32,
+        done: impl FnOnce(Result<&[u8], Errno>) + Send + 'static,
+    ) {
+        let fs = self.clone();
+        let op = Op::OpenRead { node: open.node, flags: open.flags, offset, length };
+        let answered = move |result: Result<Answer<'_>, Ended>| {
+            let data = result.as_ref().map_or(&[][..], |answer| answer.data);
+            if let Err(ended @ (Ended::Interrupted | Ended::Deadline)) = result {
+                done(Err(errno(ended)));
+                return opening::go_on(&fs.submitter(), &open, open.give_back().into_iter());
+            }
+            match opening::opened(result) {
+                // A request that was sent again is answered without the data.
+                Ok((wire, size)) if data.is_empty() && offset < size && length > 0 => {
+                    open.settle(Ok(wire));
+                    let op = Op::Read { handle: Handle(file), offset, length };
+                    fs.ask_data(caller, op, Payload::default(), done);
+                }
+                Ok((wire, _)) => {
+                    done(Ok(data));
+                    open.settle(Ok(wire));
+                }
+                Err(errno) => {
+                    done(Err(errno));
+                    open.settle(Err(errno));
+                }
+            }
+        };
+        let call =
+            Call { op, data: Payload::default(), pid: caller.pid, done: Box::new(answered), keep: None };
+        self.carrier.submit(call);
     }
 
     /// Writes; the answer is how many bytes were.
@@ -208,6 +279,33 @@ impl Fs {
         let open = self.state.handles.lock().close(file);
         let Some(open) = open else { return done(Err(Errno::EBADF)) };
         let fs = self.clone();
+        if open.claim() {
+            // The gateway never knew of it.
+            self.state.handles.lock().remove(file);
+            return done(Ok(()));
+        }
+        if !open.at_gateway() {
+            return opening::ensure(&self.submitter(), &open, caller.pid, move |result| match result {
+                Ok(()) => fs.release_at_gateway(caller, file, lock_owner, done),
+                Err(_) => {
+                    fs.state.handles.lock().remove(file);
+                    done(Ok(()));
+                }
+            });
+        }
+        self.release_at_gateway(caller, file, lock_owner, done);
+    }
+
+    fn release_at_gateway(
+        &self,
+        caller: Caller,
+        file: u64,
+        lock_owner: Option<u64>,
+        done: impl FnOnce(Result<(), Errno>) + Send + 'static,
+    ) {
+        let open = self.state.handles.lock().get(file);
+        let Some(open) = open else { return done(Err(Errno::EBADF)) };
+        let fs = self.clone();
         let op = Op::Release { handle: Handle(file), lock_owner };
         self.ask_done(caller, op, Payload::default(), move |_| {
             let mut locks = fs.state.locks.lock();
@@ -230,7 +328,10 @@ impl Fs {
         data_only: bool,
         done: impl FnOnce(Result<(), Errno>) + Send + 'static,
     ) {
-        self.ask_done(caller, Op::Fsync { handle: Handle(file), data_only }, Payload::default(), done);
+        self.at_gateway(caller, file, done, move |fs, done| {
+            let op = Op::Fsync { handle: Handle(file), data_only };
+            fs.ask_done(caller, op, Payload::default(), done);
+        });
     }
 
     /// fallocate(2).
@@ -263,7 +364,9 @@ impl Fs {
             Outcome::Offset(offset) => i64::try_from(offset).map_err(|_| Errno::EOVERFLOW),
             _ => Err(errno(Ended::Protocol)),
         };
-        self.ask(caller, op, Payload::default(), read, done);
+        self.at_gateway(caller, file, done, move |fs, done| {
+            fs.ask(caller, op, Payload::default(), read, done);
+        });
     }
 
     /// copy_file_range(2); may copy less.
@@ -282,7 +385,9 @@ impl Fs {
             to_offset: to.1,
             length: length.min(MAX_COPY),
         };
-        self.change_file(caller, to.0, (op, Payload::default()), written, done);
+        self.at_gateway(caller, from.0, done, move |fs, done| {
+            fs.change_file(caller, to.0, (op, Payload::default()), written, done);
+        });
     }
 
     /// Asks for a change of an open file's contents.

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant, SystemTime};
 use parking_lot::MutexGuard;
 
 use fuser::{Errno, FileAttr, FileType, INodeNo, TimeOrNow};
-use strongroom_contracts::Ownership;
+use strongroom_contracts::{Ownership, Right};
 use strongroom_protocol::attr::{Attr, Credentials, Handle, Node, SetAttr};
 use strongroom_protocol::name::Name;
 use strongroom_protocol::op::Op;
@@ -27,7 +27,8 @@ use strongroom_protocol::reply::{Entry, Outcome, Statfs};
 use crate::attr::{self, Owner};
 use crate::errno::{Ended, errno, of_name};
 use crate::lease::{Asked, Found, Heard, OwnChange, Table, Underway};
-use crate::state::State;
+use crate::opening::{self, Submit};
+use crate::state::{OpenFile, State};
 use crate::transport::{Answer, Call, Carrier, Payload};
 use crate::tree::{Branch, ROOT};
 
@@ -138,6 +139,36 @@ impl Fs {
     /// The skeleton costs no message; but once the contract is void, it shows no names either.
     fn unbarred(&self) -> Result<(), Errno> {
         self.carrier.barred().map_or(Ok(()), |ended| Err(errno(ended)))
+    }
+
+    /// Does `then` once an open file is open at the gateway as well.
+    fn at_gateway<T: Send + 'static>(
+        &self,
+        caller: Caller,
+        file: u64,
+        done: impl FnOnce(Result<T, Errno>) + Send + 'static,
+        then: impl FnOnce(Fs, Box<dyn FnOnce(Result<T, Errno>) + Send>) + Send + 'static,
+    ) {
+        let open = self.state.handles.lock().get(file);
+        let Some(open) = open else { return done(Err(Errno::EBADF)) };
+        if open.at_gateway() {
+            return then(self.clone(), Box::new(done));
+        }
+        let fs = self.clone();
+        opening::ensure(&self.submitter(), &open, caller.pid, move |result| match result {
+            Ok(()) => then(fs, Box::new(done)),
+            Err(errno) => done(Err(errno)),
+        });
+    }
+
+    fn submitter(&self) -> Submit {
+        let carrier = self.carrier.clone();
+        Arc::new(move |call| carrier.submit(call))
+    }
+
+    /// Whether the contract gives a right on a grant.
+    fn may(&self, node: Node, right: Right) -> bool {
+        self.state.grants.read().get(node.grant).is_some_and(|grant| grant.rights.has(right))
     }
 
     fn asked(&self) -> Asked {
@@ -468,7 +499,11 @@ impl Fs {
         done: impl FnOnce(Result<Attrs, Errno>) + Send + 'static,
     ) {
         // A file that has lost its name is reached through a handle, which the kernel does not always give.
-        let handle = file.or_else(|| self.state.handles.lock().of_node(node, |_| true)).map(Handle);
+        let handle = {
+            let handles = self.state.handles.lock();
+            let given = file.filter(|file| handles.get(*file).is_some_and(|file| file.at_gateway()));
+            given.or_else(|| handles.of_node(node, OpenFile::at_gateway)).map(Handle)
+        };
         let (fs, asked) = (self.clone(), self.asked());
         let op = Op::Getattr { node, handle };
         let answered = move |result: Result<Answer<'_>, Ended>| {

@@ -1,6 +1,6 @@
 //! Operations that make, remove and change names.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fuser::{Errno, RenameFlags};
 use strongroom_protocol::attr::Node;
@@ -10,7 +10,8 @@ use strongroom_protocol::reply::Outcome;
 
 use super::{Caller, Fs, PERMISSIONS, Told};
 use crate::errno::{Ended, of_name};
-use crate::lease::{Heard, OwnChange};
+use crate::lease::{Found, Heard, OwnChange};
+use crate::opening;
 use crate::transport::{Answer, Payload};
 
 impl Fs {
@@ -181,9 +182,40 @@ impl Fs {
             Ok(spot) => spot,
             Err(errno) => return done(Err(errno)),
         };
-        let fs = self.clone();
         let op = op(parent, name.clone());
         let victim = self.stands_for(parent, &name);
+        let asker = self.clone();
+        self.before_removal(parent, victim, move || {
+            asker.remove_now(caller, (parent, name), victim, op, done)
+        });
+    }
+
+    /// Does `then` once what may lose its last name, and is open, is open at the gateway.
+    fn before_removal(&self, parent: Node, victim: Option<Node>, then: impl FnOnce() + Send + 'static) {
+        let concerned = move |node: Node| match victim {
+            Some(victim) => node == victim,
+            // Whatever it is.
+            None => node.grant == parent.grant,
+        };
+        let any = match victim {
+            Some(victim) => self.state.handles.lock().lazy_of(victim),
+            None => true,
+        };
+        if !any {
+            return then();
+        }
+        opening::ensure_all(&self.submitter(), &self.state, &concerned, then);
+    }
+
+    fn remove_now(
+        &self,
+        caller: Caller,
+        (parent, name): (Node, Name),
+        victim: Option<Node>,
+        op: Op,
+        done: impl FnOnce(Result<(), Errno>) + Send + 'static,
+    ) {
+        let fs = self.clone();
         let nodes: Vec<Node> = [parent].into_iter().chain(victim).collect();
         let read = move |result: Result<Answer<'_>, Errno>, change: OwnChange| {
             let result = fs.done_with(result);
@@ -240,6 +272,25 @@ impl Fs {
         if parent.grant != new_parent.grant {
             return done(Err(Errno::EXDEV));
         }
+        let victim = self.stands_for(new_parent, &new_name);
+        let absent = self.absent_for_now(new_parent, &new_name) || mode != RenameMode::Replace;
+        let asker = self.clone();
+        let go = move || asker.rename_now(caller, (parent, name), (new_parent, new_name), mode, done);
+        if absent { go() } else { self.before_removal(new_parent, victim, go) }
+    }
+
+    fn absent_for_now(&self, dir: Node, name: &Name) -> bool {
+        self.state.leases.table().lookup(dir, name, Instant::now()) == Found::Absent
+    }
+
+    fn rename_now(
+        &self,
+        caller: Caller,
+        (parent, name): (Node, Name),
+        (new_parent, new_name): (Node, Name),
+        mode: RenameMode,
+        done: impl FnOnce(Result<(), Errno>) + Send + 'static,
+    ) {
         let fs = self.clone();
         let op = Op::Rename { parent, name: name.clone(), new_parent, new_name: new_name.clone(), mode };
         let moved = self.stands_for(parent, &name);

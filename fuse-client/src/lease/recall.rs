@@ -40,10 +40,10 @@ impl Table {
             self.floor = self.floor.max(stamp);
             match what {
                 What::Name(_) => {}
-                What::All { data, open } => {
+                What::All { data, .. } => {
                     drop.write.push(node);
+                    drop.open.push(node);
                     drop.pages.extend(data.then_some(node));
-                    drop.open.extend(open.then_some(node));
                 }
                 What::Shared => drop.write.push(node),
             }
@@ -63,7 +63,7 @@ impl Table {
                     drop.all_entries |= held.changing > 0;
                 }
             }
-            What::All { data, open } => {
+            What::All { data, .. } => {
                 held.over = held.over.max(stamp);
                 held.void = held.void.max(stamp);
                 held.alone = held.alone.max(stamp);
@@ -73,9 +73,8 @@ impl Table {
                 take_names(held.names.as_deref(), node, drop);
                 drop.all_entries |= self.roots.values().any(|root| *root == node);
                 self.roots.retain(|_, root| *root != node);
-                if *open {
-                    drop.open.push(node);
-                }
+                // Without a lease the last name may go, now or later, without this being told.
+                drop.open.push(node);
                 // Nobody else reads what is not in the file yet.
                 if held.lease == Lease::Exclusive {
                     drop.write.push(node);

@@ -21,7 +21,7 @@ use crate::lease::{Drop, Leases};
 use crate::tree::Tree;
 
 pub use grants::{Grant, Grants};
-pub use handles::{Handles, OpenFile, Survey, Wire};
+pub use handles::{Handles, OpenFile, Survey, Then, Turn, Wire};
 pub use locks::{HeldLock, Locks};
 pub use nodes::{Known, Nodes};
 

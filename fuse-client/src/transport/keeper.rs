@@ -19,6 +19,7 @@ use super::pending::{Link, Pending, Phase, Prepared, Session};
 use super::{Nudge, Shared, Source, TAKING, finish};
 use crate::errno::{Ended, errno};
 use crate::lease::Drop;
+use crate::opening;
 use crate::state::{OpenFile, Wire};
 
 /// Pauses between attempts to connect: doubled from the first to the last.
@@ -399,6 +400,10 @@ impl Keeper {
             }
             self.shared.sendable.notify_one();
         }
+        // Without the leases of before, what is open must be known to the gateway.
+        let asker = self.shared.clone();
+        let submit: opening::Submit = Arc::new(move |call| asker.enqueue(Pending::new(call)));
+        opening::ensure_all(&submit, &self.shared.state, &|_| true, || {});
         self.status(welcome);
         Ok(usize::from(welcome.connections).max(1))
     }
@@ -491,7 +496,7 @@ impl Keeper {
     fn open_all_again(&self, serial: u64, fresh: bool) {
         let all = self.shared.state.handles.lock().all();
         for (number, file) in all {
-            if file.closing() {
+            if file.closing() || !file.at_gateway() {
                 continue;
             }
             // Without its session a lock is lost, and others may have changed what it protected.

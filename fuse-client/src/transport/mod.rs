@@ -19,6 +19,7 @@ mod slots;
 mod translate;
 mod watcher;
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -166,6 +167,9 @@ impl Shared {
 
     /// Takes a request: sends it now if it can go, lets it wait if not.
     fn submit(self: &Arc<Self>, pending: Pending) {
+        if READER.get() {
+            return self.enqueue(pending);
+        }
         let mut core = self.core.lock();
         if let Some(ended) = bar(core.phase) {
             drop(core);
@@ -281,6 +285,7 @@ impl Shared {
 
     /// The reader thread of one connection.
     fn read(self: &Arc<Self>, source: Source, mut receiver: Receiver) {
+        READER.set(true);
         let mut frame = Frame::new();
         while let Ok(true) = receiver.recv(&mut frame) {
             match codec::decode_header(frame.header()) {
@@ -490,6 +495,11 @@ impl Shared {
         }
         self.look();
     }
+}
+
+thread_local! {
+    /// Whether this thread reads from a connection, and so must not send.
+    static READER: Cell<bool> = const { Cell::new(false) };
 }
 
 fn bar(phase: Phase) -> Option<Ended> {

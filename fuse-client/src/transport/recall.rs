@@ -5,11 +5,14 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use strongroom_protocol::attr::Node;
 use strongroom_protocol::lease::Recalled;
 use strongroom_protocol::op::Op;
 
 use super::Shared;
+use super::pending::Pending;
 use crate::lease::Drop;
+use crate::opening;
 
 /// What the recall thread is to do.
 pub(super) enum Task {
@@ -17,6 +20,8 @@ pub(super) enum Task {
     Recall { life: u64, id: u64, stamp: u64, items: Vec<Recalled> },
     /// All leases are lost.
     Lost { life: u64, id: u64, stamp: u64 },
+    /// All is given up that a recall named.
+    Acknowledge { id: u64 },
     /// What the kernel has is not under a lease any more.
     TakeBack(Drop),
     /// The mount ends.
@@ -31,6 +36,7 @@ pub(super) fn run(shared: &Arc<Shared>, tasks: &mpsc::Receiver<Task>) {
         match tasks.recv_timeout(SWEEP) {
             Ok(Task::Recall { life, id, stamp, items }) => shared.recalled(life, id, stamp, &items),
             Ok(Task::Lost { life, id, stamp }) => shared.leases_lost(life, id, stamp),
+            Ok(Task::Acknowledge { id }) => shared.send_unanswered(Op::Recalled { id }, vec![]),
             Ok(Task::TakeBack(drop)) => shared.state.take_back(&drop),
             Ok(Task::End) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
             Err(mpsc::RecvTimeoutError::Timeout) => shared.sweep(),
@@ -64,7 +70,9 @@ impl Shared {
             if table.life() != life {
                 return;
             }
-            table.lost(stamp, Instant::now())
+            let mut drop = table.lost(stamp, Instant::now());
+            drop.open = self.state.handles.lock().lazy(&|_| true).iter().map(|file| file.node).collect();
+            drop
         };
         self.settings.journal.note("the gateway took all leases back, because an answer was late");
         self.acknowledge(drop, id);
@@ -80,7 +88,20 @@ impl Shared {
                 }
             }
         }
-        self.send_unanswered(Op::Recalled { id }, vec![]);
+        let lazy: Vec<Node> = {
+            let handles = self.state.handles.lock();
+            drop.open.into_iter().filter(|node| handles.lazy_of(*node)).collect()
+        };
+        if lazy.is_empty() {
+            return self.send_unanswered(Op::Recalled { id }, vec![]);
+        }
+        let shared = self.clone();
+        let asker = self.clone();
+        let submit: opening::Submit = Arc::new(move |call| asker.submit(Pending::new(call)));
+        opening::ensure_all(&submit, &self.state, &|node| lazy.contains(&node), move || {
+            // Readers never send. The thread is gone only when the mount ends.
+            let _ = shared.recalls.send(Task::Acknowledge { id });
+        });
     }
 
     fn sweep(&self) {
