@@ -9,6 +9,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use strongroom_contracts::Application;
 
+use crate::text::as_text;
+
 /// The longest line, in bytes.
 pub const MAX_LINE: u64 = 64 * 1024;
 
@@ -19,6 +21,7 @@ pub enum Ask {
     /// Begin an incident, or go on with one that is stuck.
     Recover {
         /// Whose.
+        #[serde(with = "as_text")]
         application: Application,
         /// Why, for the record.
         why: String,
@@ -30,6 +33,7 @@ pub enum Ask {
     /// Confirm an incident that waits for it.
     Confirm {
         /// Whose.
+        #[serde(with = "as_text")]
         application: Application,
         /// Who confirms.
         by: String,

@@ -20,6 +20,7 @@ use strongroom_contracts::{Application, ContractId, PublicKey};
 
 use crate::failure::Failure;
 use crate::files;
+use crate::text::as_text;
 
 /// The longest journal that is read, in bytes; its writer stays far below.
 const MAX_JOURNAL: usize = 16 << 20;
@@ -131,6 +132,7 @@ pub enum Entry {
         /// Its number.
         number: u64,
         /// Whose.
+        #[serde(with = "as_text")]
         application: Application,
         /// In which guest, by the policy.
         guest: Option<String>,
