@@ -30,6 +30,14 @@ pub enum Ask {
         /// Instead of the policy's steps.
         steps: Option<Vec<String>>,
     },
+    /// Go on with an incident that is stuck, without the step that it is stuck in.
+    Skip {
+        /// Whose.
+        #[serde(with = "as_text")]
+        application: Application,
+        /// Who decides that.
+        by: String,
+    },
     /// Confirm an incident that waits for it.
     Confirm {
         /// Whose.

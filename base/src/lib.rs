@@ -22,4 +22,5 @@ pub mod secret;
 pub mod statement;
 pub mod text;
 
+pub use base::Base;
 pub use failure::{Exit, Failure};
