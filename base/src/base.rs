@@ -69,6 +69,11 @@ impl Base {
         Base { dir: dir.to_owned() }
     }
 
+    /// The directory itself.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// `base/base.toml`.
     pub fn config_path(&self) -> PathBuf {
         self.dir.join("base/base.toml")

@@ -24,7 +24,7 @@ const ARROWS: [(&str, &[&str]); 11] = [
     ("fuse-client", &["contracts", "protocol", "channel"]),
     ("base", &["contracts", "policy", "protocol", "channel"]),
     ("recovery", &["contracts", "policy", "protocol", "channel", "base"]),
-    ("cli", &["contracts", "policy", "protocol", "base"]),
+    ("cli", &["contracts", "policy", "protocol", "channel", "base"]),
     ("tests", &[]),
     ("benches", &["contracts", "protocol", "channel", "tests"]),
 ];
