@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 
 use super::handle::Lab;
@@ -54,13 +55,15 @@ impl Hypervisor {
         let _ = std::fs::remove_file(&path);
         let listener =
             UnixListener::bind(&path).with_context(|| format!("cannot listen on `{}`", path.display()))?;
+        listener.set_nonblocking(true)?;
         let (stop, restarts) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let (name, stopped, count) = (lab.name().clone(), stop.clone(), restarts.clone());
         let thread = std::thread::spawn(move || {
-            while let Ok((stream, _)) = listener.accept() {
-                if stopped.load(Ordering::Acquire) {
-                    break;
-                }
+            while !stopped.load(Ordering::Acquire) {
+                // The directory may go before this value does: nobody could knock then.
+                let timeout = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+                let _ = poll(&mut [PollFd::new(&listener, PollFlags::IN)], Some(&timeout));
+                let Ok((stream, _)) = listener.accept() else { continue };
                 let name = name.clone();
                 count.fetch_add(1, Ordering::AcqRel);
                 std::thread::spawn(move || answer(&name, stream));
@@ -79,8 +82,6 @@ impl Hypervisor {
 impl Drop for Hypervisor {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
-        // Wakes the thread that accepts.
-        let _ = UnixStream::connect(&self.path);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -105,6 +106,7 @@ fn answer(name: &LabName, mut stream: UnixStream) {
 }
 
 fn restart(name: &LabName, stream: &UnixStream) -> Result<(Lab, Request)> {
+    stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut line = String::new();
     BufReader::new(stream.take(65_536)).read_line(&mut line)?;
