@@ -315,7 +315,8 @@ fn a_sensors_alerts_lead_to_the_guest_and_junk_leads_nowhere() {
     append(&eve, alert(1, "10.77.99.99", future).as_bytes());
     append(&eve, alert(3, "10.77.1.2", future).as_bytes());
     append(&eve, alert(1, "10.77.1.2", "2001-01-01T00:00:00.000000+0000").as_bytes());
-    for kind in ["no alerts", "too long", "unknown guests", "no policy acts on", "older than a day", "future"] {
+    for kind in ["no alerts", "too long", "unknown guests", "no policy acts on", "older than a day", "future"]
+    {
         let begun = Instant::now();
         while !house.log().contains(kind) {
             assert!(begun.elapsed() < Duration::from_secs(60), "`{kind}` was not said: {}", house.log());

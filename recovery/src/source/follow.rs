@@ -114,8 +114,11 @@ impl Follower {
     fn new(path: &Path, left: Option<Place>) -> std::io::Result<Follower> {
         let mut follower =
             Follower { path: path.to_owned(), current: None, former: None, known: left.is_some() };
-        if let Some(left) = left {
-            follower.resume(left)?;
+        match left {
+            Some(left) => follower.resume(left)?,
+            None => {
+                follower.look(&mut |_| {})?;
+            }
         }
         Ok(follower)
     }
@@ -177,24 +180,35 @@ impl Follower {
     }
 }
 
-/// Follows a file for as long as the daemon runs.
-pub(super) fn follow(sensor: &Sensor, path: &Path) {
+/// A file that is followed, and where its place is kept.
+pub(super) struct Followed {
+    follower: Follower,
+    kept: PathBuf,
+    left: Option<Place>,
+}
+
+/// Opens a file where it was left, or at its end: what is written from now on is not missed.
+pub(super) fn open(sensor: &Sensor, path: &Path) -> Followed {
     let kept = place_file(sensor, path);
     let left = std::fs::read_to_string(&kept).ok().and_then(|text| serde_json::from_str(&text).ok());
+    let follower = Follower::new(path, left).unwrap_or_else(|error| {
+        sensor.daemon.noise.say("a file of alerts cannot be read", || format!("{}: {error}", path.display()));
+        Follower { path: path.to_owned(), current: None, former: None, known: true }
+    });
+    Followed { follower, kept, left }
+}
+
+/// Follows a file for as long as the daemon runs.
+pub(super) fn follow(sensor: &Sensor, followed: Followed) {
+    let Followed { mut follower, kept, left } = followed;
     let daemon = &sensor.daemon;
-    let mut follower = match Follower::new(path, left) {
-        Ok(follower) => follower,
-        Err(error) => {
-            daemon.noise.say("a file of alerts cannot be read", || format!("{}: {error}", path.display()));
-            Follower { path: path.to_owned(), current: None, former: None, known: true }
-        }
-    };
     let (mut last, mut when) = (left, Instant::now());
     while !daemon.is_stopping() {
         let looked =
             follower.look(&mut |line| line.map_or_else(|| sensor.too_long(), |line| sensor.line(line)));
         if let Err(error) = looked {
-            daemon.noise.say("a file of alerts cannot be read", || format!("{}: {error}", path.display()));
+            let path = follower.path.display().to_string();
+            daemon.noise.say("a file of alerts cannot be read", || format!("{path}: {error}"));
             follower.current = None;
             daemon.pause(KEEP);
         }

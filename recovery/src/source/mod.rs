@@ -93,8 +93,8 @@ pub fn start(daemon: &Arc<Daemon>) -> Result<(), Failure> {
         let sensor = Sensor { daemon: daemon.clone(), intake: intake.clone(), ids: ids.clone() };
         match (&ids.file, &ids.socket) {
             (Some(file), _) => {
-                let file = file.clone();
-                thread("follow", Box::new(move || follow::follow(&sensor, &file)))?;
+                let followed = follow::open(&sensor, file);
+                thread("follow", Box::new(move || follow::follow(&sensor, followed)))?;
             }
             (None, Some(path)) => {
                 let socket = socket::open(path, ids.filetype)?;
