@@ -275,7 +275,10 @@ impl AdminDoor {
         let wait = Duration::from_millis(wait_ms.min(MAX_ALERT_WAIT_MS).into());
         let found = gateway.alerts.after(after, MAX_ALERTS, wait);
         let answer = AdminAnswer::Alerts { boot: gateway.boot, newest: found.newest, missed: found.missed };
-        listed(answer, &found.list)
+        match codec::encode_list(&found.list) {
+            Ok(data) => Answered { answer, data, receipt: None },
+            Err(error) => Answered::failed(AdminFailure::Failed, error.to_string()),
+        }
     }
 
     fn status(&self) -> Result<AdminAnswer, LedgerError> {
@@ -334,11 +337,16 @@ fn hurry(pace: Pace) {
 /// Whether a request is part of a revocation.
 fn is_urgent(request: &AdminRequest) -> bool {
     match request {
-        AdminRequest::Revoke | AdminRequest::FenceLocally { .. } | AdminRequest::Generation { .. } => true,
+        // Alerts are mostly waited for, and come before a fence.
+        AdminRequest::Revoke
+        | AdminRequest::FenceLocally { .. }
+        | AdminRequest::Generation { .. }
+        | AdminRequest::Alerts { .. } => true,
         AdminRequest::Status
         | AdminRequest::Deposit
         | AdminRequest::Sessions { .. }
-        | AdminRequest::Contracts { .. } => false,
+        | AdminRequest::Contracts { .. }
+        | AdminRequest::AuditLines { .. } => false,
     }
 }
 
