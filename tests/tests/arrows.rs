@@ -26,7 +26,7 @@ const ARROWS: [(&str, &[&str]); 11] = [
     ("recovery", &["contracts", "policy", "protocol", "channel", "base"]),
     ("cli", &["contracts", "policy", "protocol", "channel", "base"]),
     ("tests", &[]),
-    ("benches", &["contracts", "protocol", "channel", "tests"]),
+    ("benches", &["contracts", "protocol", "channel", "gateway", "tests"]),
 ];
 
 /// Crates without I/O, clock or threads.
