@@ -26,7 +26,8 @@ SOAK_SEEDS ?= 1 2 3 4 5 6 7 8 9 10
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 BIN := $(TARGET)/release
 TOOLS := $(TARGET)/tools/bin
-BUILD := $(CARGO) build --release --locked -p strongroom-cli -p strongroom-gateway -p strongroom-fuse-client
+BUILD := $(CARGO) build --release --locked -p strongroom-cli -p strongroom-gateway -p strongroom-fuse-client \
+	-p strongroom-recovery
 # rustc allows no dot in a program's name, and mount(8) wants one.
 LINK = ln -sfn mount-strongroom "$(BIN)/mount.strongroom"
 UNITS := $(wildcard dist/systemd/*)
@@ -101,10 +102,10 @@ check: need-build
 
 # As root for the usual PREFIX; `sudo make install` must not build, for sudo's root has no toolchain of yours.
 install:
-	@for program in contract strongroom-gateway mount-strongroom; do \
+	@for program in contract strongroom-gateway strongroom-recovery mount-strongroom; do \
 	  test -x "$(BIN)/$$program" || { echo "make install: $(BIN)/$$program is missing; run \`make build\` first" >&2; exit 1; }; done
 	install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)/sbin" "$(DESTDIR)/etc/systemd/system"
-	install -m 755 "$(BIN)/contract" "$(BIN)/strongroom-gateway" "$(DESTDIR)$(PREFIX)/bin"
+	install -m 755 "$(BIN)/contract" "$(BIN)/strongroom-gateway" "$(BIN)/strongroom-recovery" "$(DESTDIR)$(PREFIX)/bin"
 	install -m 755 "$(BIN)/mount-strongroom" "$(DESTDIR)$(PREFIX)/bin/mount.strongroom"
 	ln -sfn "$(PREFIX)/bin/mount.strongroom" "$(DESTDIR)/sbin/mount.strongroom"
 	$(if $(UNITS),install -m 644 $(UNITS) "$(DESTDIR)/etc/systemd/system")

@@ -8,7 +8,7 @@ use strongroom_contracts::{
 };
 use strongroom_protocol::ALPN_ADMIN;
 use strongroom_protocol::admin::{
-    AdminAnswer, AdminFailure, AdminRequest, ContractInfo, SessionInfo, Status,
+    AdminAnswer, AdminFailure, AdminRequest, Alert, AuditPlace, ContractInfo, SessionInfo, Status,
 };
 use strongroom_protocol::codec::{decode_header, decode_list, encode_header};
 
@@ -68,6 +68,26 @@ pub struct Fenced {
     pub took_us: u64,
     /// The receipt; not verified here. `None` after a local fence.
     pub receipt: Option<SignedReceipt>,
+}
+
+/// How far the alerts of a gateway have been read; the default: not at all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AlertPlace {
+    /// The gateway's process.
+    pub boot: u64,
+    /// The last alert read.
+    pub number: u64,
+}
+
+/// Alerts of the gateway.
+#[derive(Clone, Debug)]
+pub struct Alerts {
+    /// Oldest first.
+    pub list: Vec<Alert>,
+    /// To go on from.
+    pub place: AlertPlace,
+    /// Alerts that the gateway does not keep any more.
+    pub missed: u64,
 }
 
 /// A connection to the admin door.
@@ -264,6 +284,41 @@ impl AdminClient {
             return Err(self.answer("a list that goes in circles".to_owned()));
         }
         Ok(next)
+    }
+
+    /// Alerts after those read; waits for at most `wait` until there is one, which must be less than the time-out.
+    ///
+    /// # Errors
+    /// Any [`AdminError`].
+    pub fn alerts(&mut self, place: AlertPlace, wait: Duration) -> Result<Alerts, AdminError> {
+        let wait_ms = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
+        let request = AdminRequest::Alerts { boot: place.boot, after: place.number, wait_ms };
+        match self.request(&request, &[])? {
+            (AdminAnswer::Alerts { boot, missed, .. }, data) => {
+                let list: Vec<Alert> = decode_list(&data).map_err(|error| self.answer(error.to_string()))?;
+                let unread = if boot == place.boot { place.number } else { 0 };
+                let number = list.last().map_or(unread, |alert| alert.number);
+                Ok(Alerts { list, place: AlertPlace { boot, number }, missed })
+            }
+            (other, _) => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// A page of the audit trail about an application; with it where the next page begins, if there may be one.
+    ///
+    /// # Errors
+    /// Any [`AdminError`].
+    pub fn audit_lines(
+        &mut self,
+        application: &Application,
+        since_us: u64,
+        from: AuditPlace,
+    ) -> Result<(Vec<u8>, Option<AuditPlace>), AdminError> {
+        let application = application.clone();
+        match self.request(&AdminRequest::AuditLines { application, since_us, from }, &[])? {
+            (AdminAnswer::AuditLines { next, more }, data) => Ok((data, more.then_some(next))),
+            (other, _) => Err(self.unexpected(&other)),
+        }
     }
 
     fn unreachable(&self, source: ChannelError) -> AdminError {

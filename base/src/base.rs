@@ -6,6 +6,8 @@
 //! DIR/base/base.toml      the gateway's public key and the address of its admin door
 //! DIR/policy.d/*.toml     one policy for each application
 //! DIR/issued/             the archive (see `archive`)
+//! DIR/base/recovery.toml  how recovery hears of attacks and drives guests (see `docs/recovery.md`)
+//! DIR/recovery/           incidents, the daemon's socket and key
 //! DIR/gateway/            what belongs into the storage guest; may be gone
 //! ```
 
@@ -67,6 +69,11 @@ impl Base {
         Base { dir: dir.to_owned() }
     }
 
+    /// The directory itself.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// `base/base.toml`.
     pub fn config_path(&self) -> PathBuf {
         self.dir.join("base/base.toml")
@@ -80,6 +87,26 @@ impl Base {
     /// The archive.
     pub fn issued_dir(&self) -> PathBuf {
         self.dir.join("issued")
+    }
+
+    /// `base/recovery.toml`.
+    pub fn recovery_config_path(&self) -> PathBuf {
+        self.dir.join("base/recovery.toml")
+    }
+
+    /// Where recovery keeps its state.
+    pub fn recovery_dir(&self) -> PathBuf {
+        self.dir.join("recovery")
+    }
+
+    /// The incidents.
+    pub fn incidents_dir(&self) -> PathBuf {
+        self.recovery_dir().join("incidents")
+    }
+
+    /// The socket on which the recovery daemon takes orders.
+    pub fn control_path(&self) -> PathBuf {
+        self.recovery_dir().join("control.sock")
     }
 
     /// The issuer's secret key.

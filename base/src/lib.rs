@@ -11,12 +11,16 @@ pub mod admin;
 pub mod archive;
 pub mod base;
 pub mod contract_file;
+pub mod control;
 pub mod failure;
 pub mod files;
+pub mod incident;
 pub mod issuing;
 pub mod keys;
 pub mod revoking;
+pub mod secret;
 pub mod statement;
 pub mod text;
 
+pub use base::Base;
 pub use failure::{Exit, Failure};

@@ -34,7 +34,7 @@ pub struct Record {
     /// When, microseconds since the Unix epoch. Filled in by the audit.
     pub time_us: u64,
     /// What happened: `open`, `resume`, `close`, `refused`, `renewed`, `fenced`, `deposit`, `revoke`, `fence`, `denied`,
-    /// `violation`, `operation`, `start`, `stop`, `lost`.
+    /// `violation`, `alert`, `operation`, `start`, `stop`, `lost`.
     pub event: &'static str,
     /// Session.
     #[serde(skip_serializing_if = "Option::is_none")]

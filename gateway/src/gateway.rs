@@ -10,6 +10,7 @@ use strongroom_contracts::{GatewayId, PublicKey, SecretKey, keys};
 use strongroom_protocol::hello::SessionId;
 use strongroom_protocol::reply::Event;
 
+use crate::alerts::Alerts;
 use crate::audit::{Audit, AuditError, Record};
 use crate::clock::Clock;
 use crate::config::Limits;
@@ -94,6 +95,8 @@ pub struct Gateway {
     pub clock: Arc<dyn Clock>,
     /// The audit trail.
     pub audit: Audit,
+    /// Alerts for recovery.
+    pub alerts: Alerts,
     /// The ledger.
     pub ledger: Ledger,
     /// What carries out operations.
@@ -104,6 +107,8 @@ pub struct Gateway {
     pub(crate) parked: Parked,
     /// `/proc/sys/kernel/random/boot_id`.
     pub(crate) machine: String,
+    /// Where ledger, audit trail and sessions are.
+    pub(crate) state: PathBuf,
     pub(crate) sessions_dir: PathBuf,
     /// Connections that are to be closed at some time.
     closing: Mutex<Vec<(Instant, Arc<dyn Link>)>>,
@@ -144,12 +149,14 @@ impl Gateway {
             started: now,
             clock: start.clock,
             audit,
+            alerts: Alerts::default(),
             ledger,
             engine,
             threads: Threads::new(start.limits.connections + 2 * start.limits.workers + 64),
             registry: Mutex::default(),
             parked: Parked::new(start.limits.waiting),
             machine,
+            state: state.to_owned(),
             sessions_dir,
             closing: Mutex::default(),
             chores: Mutex::default(),
@@ -198,6 +205,7 @@ impl Gateway {
             return;
         }
         self.wake_housekeeping();
+        self.alerts.stop();
         self.parked.call_all();
         let sessions = self.sessions();
         for link in sessions.iter().flat_map(|session| session.links()) {

@@ -3,6 +3,7 @@
 //! `door (native) -> session -> gate -> store`: the gate decides by returning a `Permit`, a value that only it can make,
 //! and every function of the store takes one.
 
+pub mod alerts;
 pub mod audit;
 pub mod clock;
 pub mod config;
@@ -22,4 +23,5 @@ pub mod slots;
 mod store;
 mod sys;
 pub mod threads;
+pub mod trail;
 mod tree;

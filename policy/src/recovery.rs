@@ -4,6 +4,8 @@
 
 use std::fmt;
 
+use strongroom_contracts::Network;
+
 use crate::place::{Place, Setting};
 use crate::suggest::did_you_mean;
 use crate::units::{UnitError, parse_duration, show_duration};
@@ -15,6 +17,8 @@ pub struct Recovery {
     pub on: Vec<Setting<Trigger>>,
     /// What an incident does, in this order.
     pub steps: Vec<Setting<Step>>,
+    /// Where the application's guest is, for alerts that name an address only; empty: as `networks` of the policy says.
+    pub addresses: Vec<Setting<Network>>,
     /// The `[recovery]` line.
     pub place: Place,
 }
@@ -59,6 +63,20 @@ pub enum Step {
 
 const TRIGGERS: [&str; 5] = ["violation", "ransomware", "undo-space", "ids", "ids.severity"];
 const STEPS: [&str; 6] = ["fence", "preserve", "undo", "restart", "reissue", "confirm"];
+
+impl Recovery {
+    /// Whether an alert of intrusion detection with this severity begins an incident.
+    pub fn on_ids(&self, severity: u8) -> bool {
+        self.on
+            .iter()
+            .any(|on| matches!(on.value, Trigger::Ids { least, most } if (least..=most).contains(&severity)))
+    }
+
+    /// Whether an alert of this kind begins an incident.
+    pub fn on(&self, trigger: Trigger) -> bool {
+        self.on.iter().any(|on| on.value == trigger)
+    }
+}
 
 impl Trigger {
     /// Reads `violation`, `ransomware`, `undo-space`, `ids` or `ids.severity <= 2` (also `<` and `==`).

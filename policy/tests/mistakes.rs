@@ -218,6 +218,7 @@ fn recovery() {
         "order",
     );
     assert_one(&recovery("steps = [\"fence\", \"fence\"]"), 6, 19, "`fence` is there twice", "order");
+    assert_one(&recovery("addresses = [\"10.77.1\"]"), 6, 14, "`10.77.1` is not an address", "10.77.1.1");
     assert_one(&recovery("on = [\"violation\"]"), 6, 1, "has no steps", "steps = [");
     assert_one(&recovery("on = [\"ids.severity > 2\"]\nsteps = [\"fence\"]"), 6, 7, "severity", "`< N`");
 }

@@ -6,6 +6,11 @@ use strongroom_contracts::{Application, ContractId, GatewayId, PublicKey};
 
 use crate::hello::SessionId;
 
+/// The longest wait of [`AdminRequest::Alerts`], in milliseconds.
+pub const MAX_ALERT_WAIT_MS: u32 = 60_000;
+/// The longest [`Alert::evidence`], in bytes.
+pub const MAX_EVIDENCE_BYTES: usize = 1024;
+
 /// A request of an administrator.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum AdminRequest {
@@ -36,6 +41,34 @@ pub enum AdminRequest {
         /// Whose.
         application: Application,
     },
+    /// The alerts after one, oldest first; waits for the next if there is none yet. Answer: `Alerts`.
+    Alerts {
+        /// The gateway's process whose alerts are counted, from the last answer; 0: none was seen yet. Alerts of another
+        /// process count from its first.
+        boot: u64,
+        /// The number of the last alert that was seen; 0: none.
+        after: u64,
+        /// How long to wait, in milliseconds; at most [`MAX_ALERT_WAIT_MS`].
+        wait_ms: u32,
+    },
+    /// A page of the audit trail about one application. Answer: `AuditLines`.
+    AuditLines {
+        /// Whose.
+        application: Application,
+        /// Records before this moment are left out, microseconds since the Unix epoch.
+        since_us: u64,
+        /// Where the last page ended.
+        from: AuditPlace,
+    },
+}
+
+/// A place in the audit trail, between two lines. The default: the beginning of what is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct AuditPlace {
+    /// The file, by its inode; 0: the oldest that is kept.
+    pub file: u64,
+    /// Bytes from its beginning.
+    pub offset: u64,
 }
 
 /// The answer to an administrator.
@@ -73,6 +106,22 @@ pub enum AdminAnswer {
         lowest: u64,
         /// Highest in a contract that the gateway accepted.
         highest: u64,
+    },
+    /// Data: a list of [`Alert`].
+    Alerts {
+        /// Changes when the gateway's process does; alerts are numbered from 1 in each.
+        boot: u64,
+        /// The number of the newest alert; that of the last in the list, unless there are more than fit.
+        newest: u64,
+        /// Alerts after the one asked for that are not kept any more.
+        missed: u64,
+    },
+    /// Data: whole lines of the audit trail, each a JSON object.
+    AuditLines {
+        /// Where the next page begins.
+        next: AuditPlace,
+        /// Whether there may be more.
+        more: bool,
     },
     /// Refused or failed, and why.
     Failed {
@@ -165,4 +214,47 @@ pub struct ContractInfo {
     pub void: bool,
     /// The last use, Unix seconds; 0: never.
     pub last_used: u64,
+}
+
+/// What the gateway noticed about an application, for recovery to act on.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Alert {
+    /// Its number; rises by one with each alert of the gateway's process.
+    pub number: u64,
+    /// When, microseconds since the Unix epoch, by the gateway's clock.
+    pub at_us: u64,
+    /// What kind.
+    pub kind: AlertKind,
+    /// Whose.
+    pub application: Application,
+    /// Under which contract.
+    pub contract: Option<ContractId>,
+    /// In which session.
+    pub session: Option<SessionId>,
+    /// What was seen, in words; at most [`MAX_EVIDENCE_BYTES`]. Holds text that comes from a guest.
+    pub evidence: String,
+    /// How many equal ones it stands for.
+    pub count: u32,
+}
+
+/// Kinds of alerts, as policies name them (`[recovery] on`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
+pub enum AlertKind {
+    /// The application tries what its contract does not allow, or breaks the protocol.
+    Violation,
+    /// Changes that look like ransomware.
+    Ransomware,
+    /// The contract has outrun its undo space.
+    UndoSpace,
+}
+
+impl AlertKind {
+    /// The word of policies.
+    pub const fn word(self) -> &'static str {
+        match self {
+            AlertKind::Violation => "violation",
+            AlertKind::Ransomware => "ransomware",
+            AlertKind::UndoSpace => "undo-space",
+        }
+    }
 }

@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod attr;
 pub mod codec;
+pub mod enrol;
 pub mod frame;
 pub mod hello;
 pub mod lease;
@@ -19,5 +20,7 @@ pub mod reply;
 pub const ALPN_NATIVE: &[u8] = b"strongroom/1";
 /// ALPN of the admin door.
 pub const ALPN_ADMIN: &[u8] = b"strongroom-admin/1";
+/// ALPN of enrolment, in the base domain.
+pub const ALPN_ENROL: &[u8] = b"strongroom-enrol/1";
 /// The version of the protocol that [`hello::Hello`] carries.
 pub const VERSION: u16 = 1;

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use toml_edit::DocumentMut;
 
 /// Each crate, and the crates of the house that it may depend on.
-const ARROWS: [(&str, &[&str]); 10] = [
+const ARROWS: [(&str, &[&str]); 11] = [
     ("contracts", &[]),
     ("policy", &["contracts"]),
     ("protocol", &["contracts"]),
@@ -23,9 +23,10 @@ const ARROWS: [(&str, &[&str]); 10] = [
     ("gateway", &["contracts", "protocol", "channel"]),
     ("fuse-client", &["contracts", "protocol", "channel"]),
     ("base", &["contracts", "policy", "protocol", "channel"]),
-    ("cli", &["contracts", "policy", "protocol", "base"]),
+    ("recovery", &["contracts", "policy", "protocol", "channel", "base"]),
+    ("cli", &["contracts", "policy", "protocol", "channel", "base"]),
     ("tests", &[]),
-    ("benches", &["contracts", "protocol", "channel", "tests"]),
+    ("benches", &["contracts", "protocol", "channel", "gateway", "tests"]),
 ];
 
 /// Crates without I/O, clock or threads.

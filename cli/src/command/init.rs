@@ -89,6 +89,8 @@ impl Init {
             quoted(&self.admin),
         );
         files::write(&base.join("base.toml"), &text, PUBLIC, Existing::Keep)?;
+        let recovery = include_str!("samples/recovery.toml");
+        files::write(&base.join("recovery.toml"), recovery, PUBLIC, Existing::Keep)?;
         room.folder("issued", 0o700)?;
         Ok(())
     }
@@ -151,7 +153,8 @@ impl Init {
         };
         let human = format!(
             "made {shown}\n\
-             \x20 base/      the issuer's and the administrator's keys: back them up, they stay here\n\
+             \x20 base/      the issuer's and the administrator's keys: back them up, they stay here;\n\
+             \x20            recovery.toml: how guests are recovered\n\
              \x20 policy.d/  what may be granted ({policies}); keep it in Git or Mercurial\n\
              \x20 issued/    the archive of contracts: back it up with the keys\n\
              \x20 gateway/   for the storage guest\n\

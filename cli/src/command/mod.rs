@@ -1,11 +1,14 @@
 //! The subcommands, one file each, and what they share: where the base directory is, what time it is, how to speak.
 
 mod attenuate;
+mod enroll;
 mod grant;
+mod incidents;
 mod init;
 mod keygen;
 mod list;
 mod policy;
+mod recover;
 mod reissue;
 mod renew;
 mod revoke;
@@ -67,6 +70,9 @@ enum Command {
     List(list::List),
     Sessions(sessions::Sessions),
     Policy(policy::Policy),
+    Recover(recover::Recover),
+    Incidents(incidents::Incidents),
+    Enroll(enroll::Enroll),
 }
 
 /// What every command may need.
@@ -80,6 +86,7 @@ pub(crate) struct Context {
     /// When the command began.
     pub started: Instant,
     timeout: Duration,
+    json: bool,
 }
 
 impl Context {
@@ -91,6 +98,20 @@ impl Context {
     /// Where the base directory is, or would be.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// How long to wait for an answer of another program.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Tells a person what goes on, before there is a result.
+    pub fn progress(&self, line: &str) {
+        if !self.json {
+            use std::io::Write;
+            // Nobody is left to be told if the standard error is gone.
+            let _ = writeln!(stderr(), "{line}");
+        }
     }
 
     /// Connects to the gateway.
@@ -125,6 +146,7 @@ pub fn main() -> ExitCode {
         style: if json { Style::PLAIN } else { Style::of(&stdout()) },
         started,
         timeout: Duration::from_secs(cli.timeout.unwrap_or(10).max(1)),
+        json,
     };
     let exit = match run(cli.command, &context) {
         Ok(report) => report.print(json, errors),
@@ -162,6 +184,9 @@ fn run(command: Command, context: &Context) -> Result<Report, Failure> {
         Command::List(args) => args.run(context),
         Command::Sessions(args) => args.run(context),
         Command::Policy(args) => args.run(context),
+        Command::Recover(args) => args.run(context),
+        Command::Incidents(args) => args.run(context),
+        Command::Enroll(args) => args.run(context),
     }
 }
 

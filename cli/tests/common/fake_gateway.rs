@@ -165,7 +165,9 @@ impl Door {
                     seen.deposits.iter().map(|chain| self.info(chain, &seen)).collect();
                 Some((AdminAnswer::Contracts { next: None }, encode_list(&list).unwrap()))
             }
-            AdminRequest::FenceLocally { .. } => refused("no"),
+            AdminRequest::FenceLocally { .. }
+            | AdminRequest::Alerts { .. }
+            | AdminRequest::AuditLines { .. } => refused("no"),
         }
     }
 

@@ -10,9 +10,10 @@ use strongroom_channel::{Channel, ChannelError, Frame, Sender, ServerTls, Socket
 use strongroom_contracts::PublicKey;
 use strongroom_protocol::ALPN_ADMIN;
 use strongroom_protocol::admin::{
-    AdminAnswer, AdminFailure, AdminRequest, ContractInfo, SessionInfo, Status,
+    AdminAnswer, AdminFailure, AdminRequest, ContractInfo, MAX_ALERT_WAIT_MS, SessionInfo, Status,
 };
 use strongroom_protocol::codec;
+use strongroom_protocol::frame::MAX_DATA;
 use strongroom_protocol::hello::RefusedCode;
 
 use crate::audit::Record;
@@ -21,9 +22,12 @@ use crate::gateway::Gateway;
 use crate::ledger::LedgerError;
 use crate::session::Session;
 use crate::sys::{Pace, set_pace};
+use crate::trail;
 
 /// Connections of administrators at a time.
 const MAX_CONNECTIONS: usize = 32;
+/// Alerts in one answer: with the longest evidence they fill half a frame.
+const MAX_ALERTS: usize = 400;
 /// The nice value of administrators' threads.
 const PRIORITY: i32 = -10;
 /// Connections of which each second so many are accepted and authenticated before anything else is done. Whoever knocks
@@ -248,6 +252,32 @@ impl AdminDoor {
                 let of = gateway.ledger.generations(&application);
                 Answered::plain(AdminAnswer::Generation { lowest: of.lowest, highest: of.highest })
             }
+            AdminRequest::Alerts { boot, after, wait_ms } => self.alerts(boot, after, wait_ms),
+            AdminRequest::AuditLines { application, since_us, from } => {
+                match trail::page(&gateway.state, &application, since_us, from, MAX_DATA) {
+                    Ok(page) => Answered {
+                        answer: AdminAnswer::AuditLines { next: page.next, more: page.more },
+                        data: page.lines,
+                        receipt: None,
+                    },
+                    Err(error) => {
+                        let text = format!("the audit trail cannot be read: {error}");
+                        Answered::failed(AdminFailure::Failed, text)
+                    }
+                }
+            }
+        }
+    }
+
+    fn alerts(&self, boot: u64, after: u64, wait_ms: u32) -> Answered {
+        let gateway = &self.gateway;
+        let after = if boot == gateway.boot { after } else { 0 };
+        let wait = Duration::from_millis(wait_ms.min(MAX_ALERT_WAIT_MS).into());
+        let found = gateway.alerts.after(after, MAX_ALERTS, wait);
+        let answer = AdminAnswer::Alerts { boot: gateway.boot, newest: found.newest, missed: found.missed };
+        match codec::encode_list(&found.list) {
+            Ok(data) => Answered { answer, data, receipt: None },
+            Err(error) => Answered::failed(AdminFailure::Failed, error.to_string()),
         }
     }
 
@@ -307,11 +337,16 @@ fn hurry(pace: Pace) {
 /// Whether a request is part of a revocation.
 fn is_urgent(request: &AdminRequest) -> bool {
     match request {
-        AdminRequest::Revoke | AdminRequest::FenceLocally { .. } | AdminRequest::Generation { .. } => true,
+        // Alerts are mostly waited for, and come before a fence.
+        AdminRequest::Revoke
+        | AdminRequest::FenceLocally { .. }
+        | AdminRequest::Generation { .. }
+        | AdminRequest::Alerts { .. } => true,
         AdminRequest::Status
         | AdminRequest::Deposit
         | AdminRequest::Sessions { .. }
-        | AdminRequest::Contracts { .. } => false,
+        | AdminRequest::Contracts { .. }
+        | AdminRequest::AuditLines { .. } => false,
     }
 }
 

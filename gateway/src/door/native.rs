@@ -525,6 +525,7 @@ impl Connection {
 
     /// A request that cannot be decoded: refused if its number can be, the end of the connection otherwise.
     fn malformed(&self, frame: &Frame, error: &codec::CodecError) -> bool {
+        self.door.gateway.judge_failure(&self.session, &Failure::Malformed, || error.to_string());
         self.door.gateway.audit.count(Record {
             outcome: Some("malformed".into()),
             text: Some(error.to_string()),

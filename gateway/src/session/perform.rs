@@ -238,6 +238,7 @@ impl Gateway {
     fn denied(&self, session: &Session, op: &Op, outcome: Outcome) -> Outcome {
         let Outcome::Failed(failure) = &outcome else { return outcome };
         let Some((event, text)) = denial(failure) else { return outcome };
+        self.judge_failure(session, failure, || format!("{} {}", op.name(), session.engine.describe(op)));
         self.audit.count(Record {
             op: Some(op.name()),
             path: Some(session.engine.describe(op)).filter(|path| !path.is_empty()),
@@ -251,6 +252,7 @@ impl Gateway {
     fn recorded(&self, session: &Session, op: &Op, path: String, outcome: Outcome) -> Outcome {
         let (event, text) = match &outcome {
             Outcome::Failed(failure) => {
+                self.judge_failure(session, failure, || format!("{} {path}", op.name()));
                 denial(failure).unwrap_or_else(|| ("operation", failure_name(failure)))
             }
             _ => ("operation", "ok".to_owned()),

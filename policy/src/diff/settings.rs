@@ -174,6 +174,15 @@ fn recovery(base: &Change, old: &Policy, new: &Policy, out: &mut Vec<Change>) {
         };
         out.push(changes(base, "recovery steps", direction, &list(&from), &list(&to), place));
     }
+    let (from, to) = (addresses_of(&old.recovery), addresses_of(&new.recovery));
+    if from != to {
+        let direction = Direction::Sideways;
+        out.push(changes(base, "recovery addresses", direction, &list(&from), &list(&to), place));
+    }
+}
+
+fn addresses_of(recovery: &Option<Recovery>) -> Vec<Network> {
+    recovery.iter().flat_map(|recovery| &recovery.addresses).map(|one| one.value).collect()
 }
 
 fn list<'a, T: Display + 'a>(items: impl IntoIterator<Item = &'a T>) -> String {

@@ -14,7 +14,7 @@ use crate::suggest::did_you_mean;
 use crate::units::{UnitError, parse_byte_rate, parse_count_rate, parse_duration, show_duration};
 
 pub(super) const LIMIT_KEYS: [&str; 5] = ["read-rate", "write-rate", "op-rate", "in-flight", "open-handles"];
-pub(super) const RECOVERY_KEYS: [&str; 2] = ["on", "steps"];
+pub(super) const RECOVERY_KEYS: [&str; 3] = ["on", "steps", "addresses"];
 
 /// Contracts are short-lived; a policy that asks for more than a year mistakes them for something else.
 const MAX_LIFETIME_SECS: u64 = 366 * 86400;
@@ -209,9 +209,18 @@ pub(super) fn recovery(errors: &mut Errors<'_>, top: &Table<'_>) -> Option<Recov
             error.help("add for instance `steps = [\"fence\", \"undo 15m\", \"restart\", \"reissue\"]`"),
         );
     }
+    let addresses = words(errors, &table, "addresses", |text| {
+        text.parse::<Network>().map_err(|error| UnitError {
+            message: error.to_string(),
+            help: "write the guest's address, such as \"10.77.1.1\"".to_owned(),
+        })
+    });
     let place = errors.source.place(&table.span);
-    let values = |list: Vec<_>| list.into_iter().map(|(setting, _)| setting).collect();
-    Some(Recovery { on: on.into_iter().map(|(setting, _)| setting).collect(), steps: values(steps), place })
+    Some(Recovery { on: settings(on), steps: settings(steps), addresses: settings(addresses), place })
+}
+
+fn settings<T>(words: Vec<Word<T>>) -> Vec<Setting<T>> {
+    words.into_iter().map(|(setting, _)| setting).collect()
 }
 
 type Word<T> = (Setting<T>, std::ops::Range<usize>);

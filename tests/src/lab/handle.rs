@@ -123,6 +123,21 @@ impl Lab {
         services::stop_gateway(self, how)
     }
 
+    /// Start the recovery daemon in the base domain, with arguments, and wait until it listens.
+    pub fn start_recovery(&self, arguments: &[&str]) -> Result<()> {
+        services::start_recovery(self, arguments)
+    }
+
+    /// End the recovery daemon and wait until it has ended.
+    pub fn stop_recovery(&self, how: StopHow) -> Result<()> {
+        services::stop_recovery(self, how)
+    }
+
+    /// Whether the recovery daemon runs.
+    pub fn recovery_runs(&self) -> Result<bool> {
+        services::recovery_runs(self)
+    }
+
     /// How the lab is.
     pub fn status(&self) -> Result<LabStatus> {
         status_of(&self.name)?.with_context(|| format!("there is no lab `{}`", self.name))

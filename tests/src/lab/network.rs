@@ -25,6 +25,9 @@ pub const GATEWAY_ADDRESS: &str = "10.77.0.1:7070";
 /// The gateway's admin door, on the network that it shares with the base domain.
 pub const ADMIN_ADDRESS: &str = "10.78.0.1:7071";
 
+/// The base domain's enrolment address, on the network of the app guests, in labs that have one.
+pub const ENROL_ADDRESS: &str = "10.77.0.2:7072";
+
 pub(super) const GATEWAY_HOST: &str = "10.77.0.1";
 const GATEWAY_PORT: u16 = 7070;
 pub(super) const APP_NETWORK: &str = "10.77.0.0/16";
@@ -34,6 +37,9 @@ pub(super) const ADMIN_INTERFACE: &str = "admin0";
 const ADMIN_HOST: &str = "10.78.0.1";
 const ADMIN_PORT: u16 = 7071;
 const BASE_HOST: &str = "10.78.0.2";
+const ENROL_HOST: &str = "10.77.0.2";
+const ENROL_PORT: u16 = 7072;
+const ENROL_INTERFACE: &str = "enrol0";
 
 /// How many app guests fit the address plan.
 pub(super) const MAX_APPS: usize = 1000;
@@ -57,6 +63,10 @@ pub(super) fn wire_up(plan: &Plan, pids: &[i32]) -> Result<()> {
     // Both ends leave at once: the switch cannot see what base and storage say.
     writeln!(links, "link add basewire type veth peer name {ADMIN_INTERFACE} netns {storage}")?;
     writeln!(links, "link set basewire netns {base}")?;
+    if plan.enrolment {
+        writeln!(links, "link add baseenrol type veth peer name {ENROL_INTERFACE} netns {base}")?;
+        writeln!(links, "link set baseenrol master lab up")?;
+    }
     for (guest, pid) in plan.guests.iter().zip(pids) {
         let Role::App { address, port } = guest.role else { continue };
         writeln!(links, "link add app{port} type veth peer name {APP_INTERFACE} netns {pid}")?;
@@ -86,6 +96,10 @@ fn switch_filter(guests: &[String]) -> String {
                 iifname \"storage\" accept
                 oifname \"storage\" iifname . ip saddr @guests ip daddr {GATEWAY_HOST} accept
                 oifname \"storage\" iifname . arp saddr ip @guests arp daddr ip {GATEWAY_HOST} accept
+                oifname \"baseenrol\" iifname . ip saddr @guests ip daddr {ENROL_HOST} tcp dport {ENROL_PORT} accept
+                oifname \"baseenrol\" iifname . arp saddr ip @guests arp daddr ip {ENROL_HOST} accept
+                iifname \"baseenrol\" oifname != \"storage\" ip saddr {ENROL_HOST} tcp sport {ENROL_PORT} accept
+                iifname \"baseenrol\" oifname != \"storage\" arp saddr ip {ENROL_HOST} accept
             }}
         }}\n"
     )
@@ -96,8 +110,16 @@ pub(super) fn configure(plan: &Plan, role: Role) -> Result<()> {
     let (links, filter) = match role {
         Role::Base => (
             // `basewire` came from the switch; here it is simply the interface.
-            format!("link set basewire name eth0\naddr add {BASE_HOST}/24 dev eth0\nlink set eth0 up\n"),
-            closed_filter(),
+            format!(
+                "link set basewire name eth0\naddr add {BASE_HOST}/24 dev eth0\nlink set eth0 up\n{}",
+                match plan.enrolment {
+                    true => format!(
+                        "addr add {ENROL_HOST}/16 dev {ENROL_INTERFACE}\nlink set {ENROL_INTERFACE} up\n"
+                    ),
+                    false => String::new(),
+                }
+            ),
+            closed_filter(plan.enrolment),
         ),
         Role::Storage => (
             format!(
@@ -139,14 +161,19 @@ fn storage_filter(open_ports: &[u16]) -> String {
     )
 }
 
-/// The base domain calls, nobody calls it.
-fn closed_filter() -> String {
+/// The base domain calls, nobody calls it; but for fresh guests, where there is enrolment.
+fn closed_filter(enrolment: bool) -> String {
+    let enrol = match enrolment {
+        true => format!("iifname \"{ENROL_INTERFACE}\" ip daddr {ENROL_HOST} tcp dport {ENROL_PORT} accept"),
+        false => String::new(),
+    };
     format!(
         "table inet lab {{
             chain input {{
                 type filter hook input priority 0; policy drop;
                 iifname \"lo\" accept
                 ip saddr {ADMIN_HOST} tcp sport {ADMIN_PORT} accept
+                {enrol}
                 meta l4proto tcp reject with tcp reset
             }}
             chain forward {{ type filter hook forward priority 0; policy drop; }}

@@ -21,6 +21,8 @@ pub(super) struct Plan {
     pub(super) shares: Vec<PathBuf>,
     /// Ports of the storage guest that app guests reach besides the native door.
     pub(super) open_ports: Vec<u16>,
+    /// Whether app guests reach the enrolment address of the base domain.
+    pub(super) enrolment: bool,
     pub(super) guests: Vec<GuestPlan>,
 }
 

@@ -21,6 +21,7 @@ use super::place::{LabName, Place};
 use super::record::{GuestRecord, Record};
 
 pub(super) const GATEWAY: &str = "strongroom-gateway";
+const RECOVERY: &str = "strongroom-recovery";
 pub(super) const DATA_IN_GUEST: &str = "/srv/strongroom/data";
 pub(super) const STATE_IN_GUEST: &str = "/var/lib/strongroom";
 pub(super) const ETC_IN_GUEST: &str = "/etc/strongroom";
@@ -163,30 +164,63 @@ fn run(command: super::command::GuestCommand) -> Result<String> {
 
 /// Start the gateway of a running lab and wait until it serves.
 pub fn start_gateway(lab: &Lab) -> Result<()> {
-    let record = Record::running(lab.name())?;
-    if find_process(&record, record.guest("storage")?, GATEWAY)?.is_some() {
-        return Ok(());
-    }
-    let log = format!("{LOG_IN_GUEST}/gateway.log");
     let config = format!("{ETC_IN_GUEST}/gateway.toml");
-    run(lab.storage([GATEWAY, "--config", &config]).with_service_log(&log)).map(drop)
+    start_service(lab, "storage", &[GATEWAY, "--config", &config], &format!("{LOG_IN_GUEST}/gateway.log"))
 }
 
 /// End the gateway of a running lab and wait until it has ended.
 pub fn stop_gateway(lab: &Lab, how: StopHow) -> Result<()> {
+    stop_service(lab, "storage", GATEWAY, how)
+}
+
+/// Start the recovery daemon in the base domain and wait until it listens.
+pub fn start_recovery(lab: &Lab, arguments: &[&str]) -> Result<()> {
+    let command: Vec<&str> = [RECOVERY].iter().chain(arguments).copied().collect();
+    start_service(lab, "base", &command, &format!("{LOG_IN_GUEST}/recovery.log"))
+}
+
+/// End the recovery daemon and wait until it has ended.
+pub fn stop_recovery(lab: &Lab, how: StopHow) -> Result<()> {
+    stop_service(lab, "base", RECOVERY, how)
+}
+
+/// Whether the recovery daemon runs.
+pub fn recovery_runs(lab: &Lab) -> Result<bool> {
     let record = Record::running(lab.name())?;
-    let storage = record.guest("storage")?;
-    let Some(pid) = find_process(&record, storage, GATEWAY)? else { return Ok(()) };
+    Ok(find_process(&record, record.guest("base")?, RECOVERY)?.is_some())
+}
+
+fn start_service(lab: &Lab, guest: &str, command: &[&str], log: &str) -> Result<()> {
+    let record = Record::running(lab.name())?;
+    let program = command.first().context("no command")?;
+    if find_process(&record, record.guest(guest)?, program)?.is_some() {
+        return Ok(());
+    }
+    run(in_guest(lab, guest, command).with_service_log(log)).map(drop)
+}
+
+fn in_guest(lab: &Lab, guest: &str, command: &[&str]) -> super::command::GuestCommand {
+    match guest {
+        "base" => lab.base(command.iter().copied()),
+        _ => lab.storage(command.iter().copied()),
+    }
+}
+
+fn stop_service(lab: &Lab, guest: &str, program: &str, how: StopHow) -> Result<()> {
+    let record = Record::running(lab.name())?;
+    let place = record.guest(guest)?;
+    let Some(pid) = find_process(&record, place, program)? else { return Ok(()) };
     let signal = match how {
         StopHow::Clean => "TERM",
         StopHow::Kill => "KILL",
     };
+    let kill = ["sh", "-c", "kill -s \"$0\" \"$1\"", signal, &pid.to_string()];
     // `kill` says so when the process ended by itself in between: the wait below decides.
-    let _ = run(lab.storage(["sh", "-c", "kill -s \"$0\" \"$1\"", signal, &pid.to_string()]).cwd("/"));
+    let _ = run(in_guest(lab, guest, &kill).cwd("/"));
     let begun = Instant::now();
-    while find_process(&record, storage, GATEWAY)? == Some(pid) {
+    while find_process(&record, place, program)? == Some(pid) {
         if begun.elapsed() > HANG_GUARD {
-            bail!("the gateway did not end within {} s of SIG{signal}", HANG_GUARD.as_secs());
+            bail!("`{program}` did not end within {} s of SIG{signal}", HANG_GUARD.as_secs());
         }
         std::thread::sleep(Duration::from_millis(5));
     }

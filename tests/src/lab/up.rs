@@ -128,6 +128,7 @@ fn make_plan(options: &Options, place: &Place, wanted: &Wanted) -> Result<Plan> 
         programs: wanted.programs.clone(),
         shares: wanted.shares.clone(),
         open_ports: options.open_ports.clone(),
+        enrolment: options.enrolment,
         guests,
     })
 }

@@ -23,6 +23,8 @@ pub struct Options {
     pub empty: bool,
     /// Ports of the storage guest that app guests reach besides the native door, for comparing with other servers.
     pub open_ports: Vec<u16>,
+    /// Whether app guests reach the base domain's enrolment address ([`super::ENROL_ADDRESS`]), for recovery.
+    pub enrolment: bool,
     /// More host directories that every guest sees, read-only.
     pub shares: Vec<PathBuf>,
     /// The program `lab`, which plays the keeper and the guests' first processes. Found by itself when not given.
@@ -42,6 +44,7 @@ impl Options {
             bare: false,
             empty: false,
             open_ports: Vec::new(),
+            enrolment: false,
             shares: Vec::new(),
             lab_program: None,
             detached: false,

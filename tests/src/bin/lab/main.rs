@@ -76,6 +76,9 @@ enum Command {
         #[arg(long, conflicts_with = "name")]
         all: bool,
     },
+    /// In the base domain of a lab: ask its hypervisor to restart an app guest
+    #[command(hide = true)]
+    AskHypervisor { app: String, secret: Option<PathBuf> },
     #[command(hide = true)]
     Keeper { plan: PathBuf },
     #[command(hide = true)]
@@ -104,6 +107,9 @@ struct Up {
     /// Let app guests reach this port of the storage guest too (repeatable)
     #[arg(long, value_name = "PORT")]
     open_port: Vec<u16>,
+    /// Let app guests reach the base domain's enrolment address, for trying recovery
+    #[arg(long)]
+    enrolment: bool,
     /// Show this host directory to every guest, read-only (repeatable)
     #[arg(long, value_name = "DIR")]
     share: Vec<PathBuf>,
@@ -160,6 +166,10 @@ fn run(command: Command) -> Result<u8> {
         Command::Gateway { action, which } => gateway(action, &which.name).map(|()| 0),
         Command::Remount { which, app } => Lab::find(&which.name)?.remount(&app).map(|()| 0),
         Command::Down { which, all } => down(&which.name, all).map(|()| 0),
+        Command::AskHypervisor { app, secret } => {
+            lab::ask_hypervisor(&app, secret.as_deref())?;
+            Ok(0)
+        }
         Command::Keeper { plan } => lab::run_keeper(&plan).map(|()| 0),
         Command::GuestInit { plan, index } => lab::run_guest_init(&plan, index).map(|()| 0),
         Command::Agent => strongroom_tests::agent::run().map(|()| 0),
@@ -173,6 +183,7 @@ fn up(arguments: Up) -> Result<u8> {
         bare: arguments.bare,
         empty: arguments.empty,
         open_ports: arguments.open_port,
+        enrolment: arguments.enrolment,
         shares: arguments.share,
         detached: true,
         ..Options::named(arguments.which.name)

@@ -1,0 +1,231 @@
+//! The enrolment listener: a fresh guest shows its new key and the proof of its one-time secret, and gets its contract.
+//!
+//! Whoever reaches the address may try; a wrong proof is answered in the same words whatever is wrong, and an address
+//! with several wrong ones is turned away for a while. It does not void the secret: another guest could bring that about.
+//! The first key that is proven uses the secret up, durably, before anything is issued for it.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use strongroom_base::archive::Archive;
+use strongroom_base::files::Existing;
+use strongroom_base::incident::{Entry, Incident, dir_of};
+use strongroom_base::secret::ProofKey;
+use strongroom_base::{Base, Failure, keys};
+use strongroom_channel::{Channel, ChannelError, Frame, Sender, ServerTls, Socket};
+use strongroom_contracts::{Application, PublicKey, SecretKey, keys::random};
+use strongroom_protocol::ALPN_ENROL;
+use strongroom_protocol::codec::{decode_header, encode_header};
+use strongroom_protocol::enrol::{FromGuest, ToGuest};
+
+use crate::daemon::Daemon;
+use crate::incident::Open;
+use crate::journal::now_us;
+use crate::log::say;
+
+/// Connections at a time.
+const MAX_CONNECTIONS: usize = 32;
+/// How long a guest may take for each frame.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a guest is kept waiting for its contract before it is told to ask again.
+const ISSUE: Duration = Duration::from_secs(20);
+/// Wrong proofs from one address within [`FORGET`], after which it is turned away.
+const MAX_WRONG: u32 = 5;
+/// How long wrong proofs count.
+const FORGET: Duration = Duration::from_secs(600);
+/// Addresses with wrong proofs that are told apart.
+const MAX_ADDRESSES: usize = 4096;
+const REFUSAL: &str = "the proof is not right, or the secret is not good any more";
+
+/// The listener's key, made when it is first needed.
+pub fn key(base: &Base) -> Result<SecretKey, Failure> {
+    let path = base.recovery_dir().join("enrol.key");
+    if !path.exists() {
+        keys::write_pair(&SecretKey::generate().map_err(Failure::other)?, &path, Existing::Keep)?;
+    }
+    keys::read_secret(&path, "enrolment key")
+}
+
+struct Door {
+    daemon: Arc<Daemon>,
+    tls: ServerTls,
+    open: AtomicUsize,
+    wrong: Mutex<HashMap<IpAddr, (Instant, u32)>>,
+}
+
+/// Listens, if that is configured.
+pub fn start(daemon: &Arc<Daemon>) -> Result<(), Failure> {
+    let (Some(enrol), Some(key)) = (&daemon.config.enrol, &daemon.enrol_key) else { return Ok(()) };
+    let failed = |error: std::io::Error| {
+        Failure::other(format!("cannot listen on {} for enrolment: {error}", enrol.address)).hint(
+            "[enrol] address of recovery.toml must be an address of this machine on the guests' network",
+        )
+    };
+    let listener = TcpListener::bind(enrol.address).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    let tls = ServerTls::new(key, &[ALPN_ENROL]).map_err(Failure::other)?;
+    let door =
+        Arc::new(Door { daemon: daemon.clone(), tls, open: AtomicUsize::new(0), wrong: Mutex::default() });
+    let run = move || door.accept(&listener);
+    std::thread::Builder::new().name("enrol".into()).spawn(run).map_err(failed)?;
+    Ok(())
+}
+
+impl Door {
+    fn accept(self: &Arc<Self>, listener: &TcpListener) {
+        while !self.daemon.is_stopping() {
+            let timeout = Timespec { tv_sec: 1, tv_nsec: 0 };
+            let _ = poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&timeout));
+            let Ok((stream, from)) = listener.accept() else { continue };
+            let from = from.ip().to_canonical();
+            if self.open.load(Ordering::Relaxed) >= MAX_CONNECTIONS || self.is_turned_away(from) {
+                continue;
+            }
+            self.open.fetch_add(1, Ordering::Relaxed);
+            let door = self.clone();
+            let serve = move || {
+                door.serve(stream, from);
+                door.open.fetch_sub(1, Ordering::Relaxed);
+            };
+            if std::thread::Builder::new().name("enrol".into()).spawn(serve).is_err() {
+                self.open.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn serve(&self, stream: TcpStream, from: IpAddr) {
+        let served = stream
+            .set_nonblocking(false)
+            .map_err(|error| ChannelError::Io { doing: "enrolment".into(), source: error })
+            .and_then(|()| self.tls.accept(Socket::Tcp(stream), PATIENCE))
+            .and_then(|channel| self.talk(channel, from));
+        if let Err(error) = served {
+            self.daemon.noise.say("enrolment broken off", || format!("from {from}: {error}"));
+        }
+    }
+
+    fn talk(&self, channel: Channel, from: IpAddr) -> Result<(), ChannelError> {
+        let Channel { sender, mut receiver, peer, .. } = channel;
+        sender.set_timeout(Some(PATIENCE))?;
+        receiver.set_timeout(Some(PATIENCE))?;
+        let mut frame = Frame::new();
+        let mut hear = || -> Result<Option<FromGuest>, ChannelError> {
+            let there = receiver.recv(&mut frame)?;
+            Ok(there.then(|| decode_header(frame.header()).ok()).flatten())
+        };
+        let Some(FromGuest::Begin { incident, application }) = hear()? else { return Ok(()) };
+        let nonce = random()?;
+        send(&sender, &ToGuest::Challenge { nonce }, &[])?;
+        let Some(FromGuest::Prove { proof }) = hear()? else { return Ok(()) };
+        match self.enrol(incident, &application, peer, &nonce, &proof, from) {
+            Ok(Some(chain)) => send(&sender, &ToGuest::Issued, &chain),
+            Ok(None) => send(&sender, &ToGuest::Later { wait_ms: 1000 }, &[]),
+            Err(Refusal::Wrong) => {
+                self.note_wrong(from);
+                self.daemon.noise.say("enrolment refused", || {
+                    format!("{from} for incident {incident} of {application}: {REFUSAL}")
+                });
+                send(&sender, &ToGuest::Refused { text: REFUSAL.into() }, &[])
+            }
+            Err(Refusal::Failed(failure)) => {
+                say(&format!("enrolment for incident {incident}: {failure}"));
+                send(&sender, &ToGuest::Later { wait_ms: 2000 }, &[])
+            }
+        }
+    }
+
+    /// The contract's bytes; `None`: it is not issued yet.
+    fn enrol(
+        &self,
+        number: u64,
+        application: &Application,
+        peer: PublicKey,
+        nonce: &[u8; 32],
+        proof: &[u8; 32],
+        from: IpAddr,
+    ) -> Result<Option<Vec<u8>>, Refusal> {
+        let is_right = |now: &Incident| {
+            let (key, until_us) = now.secret.as_ref()?;
+            let right = ProofKey::from_hex(key)?.check(number, application, &peer, nonce, proof);
+            let mine = now.number == number && now.application == *application;
+            let fresh = *until_us > now_us() && now.enrolled.is_none_or(|holder| holder == peer);
+            (right && mine && fresh).then_some(())
+        };
+        let Some(open) = self.daemon.open_incident(application).filter(|open| open.number == number) else {
+            // It is over; a guest whose answer was lost may still fetch what was issued for its key.
+            let dir = dir_of(&self.daemon.base.incidents_dir(), number);
+            let now = Incident::read(&dir).map_err(|_| Refusal::Wrong)?;
+            is_right(&now).filter(|()| now.enrolled == Some(peer)).ok_or(Refusal::Wrong)?;
+            return self.issued(&now, peer);
+        };
+        let accepted = open.put_if(|now| match is_right(now) {
+            None => (None, false),
+            Some(()) if now.enrolled.is_some() => (None, true),
+            Some(()) => {
+                let entry = Entry::Enrolled { holder: peer.to_string(), from: from.to_string() };
+                (Some(entry), true)
+            }
+        })?;
+        if !accepted {
+            return Err(Refusal::Wrong);
+        }
+        self.wait_issued(&open, peer)
+    }
+
+    fn wait_issued(&self, open: &Arc<Open>, peer: PublicKey) -> Result<Option<Vec<u8>>, Refusal> {
+        let until = Instant::now() + ISSUE;
+        open.wait(&self.daemon, until, |now| {
+            now.issued.iter().any(|(.., holder)| *holder == peer).then_some(())
+        });
+        self.issued(&open.incident(), peer)
+    }
+
+    fn issued(&self, now: &Incident, peer: PublicKey) -> Result<Option<Vec<u8>>, Refusal> {
+        let Some((id, ..)) = now.issued.iter().rev().find(|(.., holder)| *holder == peer) else {
+            return Ok(None);
+        };
+        let found = Archive::open(&self.daemon.base)?.find(&id.to_string())?;
+        let issued = found.into_iter().next();
+        let issued = issued.ok_or_else(|| Failure::other(format!("{id} is not in the archive")))?;
+        Ok(Some(issued.chain.to_bytes().map_err(Failure::other)?))
+    }
+
+    fn is_turned_away(&self, from: IpAddr) -> bool {
+        let mut wrong = self.wrong.lock();
+        wrong.retain(|_, (since, _)| since.elapsed() < FORGET);
+        wrong.get(&from).is_some_and(|(_, count)| *count >= MAX_WRONG)
+    }
+
+    fn note_wrong(&self, from: IpAddr) {
+        let mut wrong = self.wrong.lock();
+        if wrong.len() < MAX_ADDRESSES || wrong.contains_key(&from) {
+            wrong.entry(from).or_insert((Instant::now(), 0)).1 += 1;
+        }
+    }
+}
+
+enum Refusal {
+    /// The proof, the secret, the incident, or the application.
+    Wrong,
+    /// Ours.
+    Failed(Failure),
+}
+
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Refusal {
+        Refusal::Failed(failure)
+    }
+}
+
+fn send(sender: &Sender, answer: &ToGuest, data: &[u8]) -> Result<(), ChannelError> {
+    let mut header = vec![];
+    if encode_header(answer, &mut header).is_err() {
+        return Err(ChannelError::TooLong { header: header.len(), data: data.len() });
+    }
+    sender.send(&header, data)
+}

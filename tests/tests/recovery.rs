@@ -1,0 +1,352 @@
+//! Recovery, whole: an alert, the fence, a guest started anew, its contract, its mount; and the daemon killed anywhere in
+//! between.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test says what is wrong by failing"
+)]
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use strongroom_tests::lab::{ENROL_ADDRESS, Hypervisor, Lab, Options, StopHow};
+
+const MAIL: &str = r#"
+application = "mail"
+guest = "mail-guest"
+lifetime = "8h"
+
+[[grant]]
+path = "users/alice/Mail"
+mount = "/Mail"
+rights = "read-write"
+
+[[grant]]
+path = "users/alice/Photos"
+mount = "/Photos"
+rights = "append-only"
+
+[recovery]
+on = ["violation", "ids.severity <= 2"]
+steps = ["fence", "restart", "reissue"]
+addresses = ["10.77.1.2"]
+"#;
+
+const EDITOR: &str = r#"
+application = "editor"
+
+[[grant]]
+path = "users/alice/Documents"
+mount = "/Documents"
+rights = "read-write"
+"#;
+
+struct House {
+    hypervisor: Hypervisor,
+    lab: Lab,
+}
+
+impl House {
+    fn new(purpose: &str, more: &str) -> House {
+        let policy = tempfile::tempdir().unwrap();
+        fs::write(policy.path().join("mail.toml"), MAIL).unwrap();
+        fs::write(policy.path().join("editor.toml"), EDITOR).unwrap();
+        let lab = Lab::up(&Options {
+            policy: Some(policy.path().to_owned()),
+            enrolment: true,
+            ..Options::for_test(purpose)
+        })
+        .unwrap();
+        let hypervisor = Hypervisor::start(&lab).unwrap();
+        let driver = format!(
+            "[enrol]\naddress = \"{ENROL_ADDRESS}\"\n\n[guest.mail-guest]\ndriver = \"command\"\n\
+             start = [\"lab\", \"ask-hypervisor\", \"{{application}}\", \"{{secret}}\"]\n\n{more}"
+        );
+        fs::write(lab.etc("base").join("base/recovery.toml"), driver).unwrap();
+        House { hypervisor, lab }
+    }
+
+    fn base(&self, words: &[&str]) -> (i32, Value, String) {
+        let mut all = vec!["contract", "--json"];
+        all.extend(words);
+        let output = self.lab.base(all).output().unwrap();
+        let json = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
+        (output.status.code().unwrap(), json, String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    fn incidents(&self) -> Vec<Value> {
+        let (code, json, said) = self.base(&["incidents"]);
+        assert_eq!(code, 0, "{said}");
+        json["incidents"].as_array().unwrap().clone()
+    }
+
+    fn closed(&self, number: u64) -> Value {
+        wait_until("the incident is closed", || {
+            let (_, json, said) = self.base(&["incidents", &number.to_string()]);
+            assert_ne!(json["standing"], "stuck", "{json:#}\n{said}\n{}", self.log());
+            json["standing"] == "closed"
+        });
+        self.base(&["incidents", &number.to_string()]).1
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.lab.log("base").join("recovery.log")).unwrap_or_default()
+    }
+
+    fn generation(&self) -> u64 {
+        let (_, json, _) = self.base(&["sessions", "mail"]);
+        json["sessions"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|s| s["generation"].as_u64().unwrap())
+            .max()
+            .unwrap_or(0)
+    }
+
+    /// The guest works, as its user would see it: the mount is there and takes a file.
+    fn works(&self, text: &str) {
+        wait_until("the guest works", || {
+            let wrote = self
+                .lab
+                .app("mail", ["sh", "-c", &format!("echo {text} > /mnt/Mail/note && cat /mnt/Mail/note")]);
+            wrote.cwd("/").output().is_ok_and(|output| output.stdout == format!("{text}\n").as_bytes())
+        });
+    }
+
+    fn contracts_of(&self, generation: u64) -> usize {
+        let (_, json, _) = self.base(&["list", "mail", "--all", "--offline"]);
+        let list = json["contracts"].as_array().unwrap();
+        list.iter().filter(|one| one["generation"] == generation).count()
+    }
+}
+
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < Duration::from_secs(120), "in vain: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn steps_of(incident: &Value) -> Vec<&str> {
+    incident["steps"].as_array().unwrap().iter().map(|step| step["phase"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn an_attacked_guest_comes_back_clean_by_itself() {
+    let house =
+        House::new("recover", "[notify]\ncommand = [\"sh\", \"-c\", \"cat >> /var/log/strongroom/told\"]\n");
+    house.lab.start_recovery(&[]).unwrap();
+    assert_eq!(house.generation(), 1);
+    house
+        .lab
+        .app("mail", ["sh", "-c", "echo evil > /tmp/implant; cp /etc/strongroom/holder.key /tmp"])
+        .run()
+        .unwrap();
+    let old_key = house.lab.app("mail", ["cat", "/etc/strongroom/holder.pub"]).run().unwrap();
+
+    // The editor goes on all the time.
+    let editor = house.lab.app(
+        "editor",
+        ["sh", "-c", "for n in $(seq 2000); do echo $n > Documents/n || exit 1; read x < Documents/n; [ $x = $n ] || exit 2; done"],
+    );
+    let editor = std::thread::spawn(move || editor.output().unwrap());
+
+    // It deletes what it may only add to, again and again.
+    house
+        .lab
+        .app("mail", ["sh", "-c", "for n in $(seq 400); do rm -f Photos/2026/README.txt; done; true"])
+        .output()
+        .unwrap();
+    wait_until("an incident has begun", || !house.incidents().is_empty());
+    let incident = house.closed(1);
+    assert_eq!(incident["cause"]["kind"], "violation", "{incident:#}");
+    assert_eq!(steps_of(&incident), ["fence", "preserve", "restart", "reissue", "confirm"]);
+    house.works("clean");
+    assert_eq!(house.generation(), 2);
+    assert!(fs::read_to_string(house.lab.data().join("users/alice/Photos/2026/README.txt")).is_ok());
+    let new_key = house.lab.app("mail", ["cat", "/etc/strongroom/holder.pub"]).run().unwrap();
+    assert_ne!(old_key, new_key, "the fresh guest has a key of its own");
+    assert!(!house.lab.app("mail", ["test", "-e", "/tmp/implant"]).output().unwrap().status.success());
+    assert!(
+        !house
+            .lab
+            .app("mail", ["test", "-e", "/etc/strongroom/enrolment"])
+            .output()
+            .unwrap()
+            .status
+            .success()
+    );
+    assert_eq!(editor.join().unwrap().status.code(), Some(0), "the editor noticed");
+
+    // Evidence, and what people are told.
+    let evidence = Path::new(incident["directory"].as_str().unwrap()).join("evidence");
+    let read = |name: &str| house.lab.base(["cat", evidence.join(name).to_str().unwrap()]).run().unwrap();
+    let audit = read("audit.jsonl");
+    assert!(
+        audit.contains("\"denied\"") && audit.lines().all(|line| line.contains("\"application\":\"mail\""))
+    );
+    assert!(read("sessions.json").contains("10.77.1.2"));
+    wait_until("the hook has told all", || {
+        let told = fs::read_to_string(house.lab.log("base").join("told")).unwrap_or_default();
+        ["begun", "fenced", "closed"].iter().all(|event| told.contains(&format!("\"event\":\"{event}\"")))
+    });
+    // No secret is left anywhere in the base domain.
+    let found = house.lab.base([
+        "sh",
+        "-c",
+        "grep -rIlx 'STRONGROOM ENROLMENT 1' /run /etc/strongroom /var /tmp 2>/dev/null; true",
+    ]);
+    assert_eq!(found.run().unwrap(), "");
+    eprintln!("alert to fence {} ms, to the end {} ms", incident["to_fence_ms"], incident["took_ms"]);
+    house.lab.stop_recovery(StopHow::Clean).unwrap();
+    house.lab.down().unwrap();
+}
+
+#[test]
+fn killed_at_every_step_boundary_it_ends_right_and_nothing_is_done_twice() {
+    let house = House::new("recoverkill", "");
+    let mut generation = 1;
+    let mut number = 0;
+    for phase in ["fence", "preserve", "restart", "reissue", "confirm"] {
+        for at in [phase.to_owned(), format!("{phase}:done")] {
+            house.lab.start_recovery(&["--abort-at", &at]).unwrap();
+            let (code, json, said) = house.base(&["recover", "mail", "--detach", "--why", &at]);
+            assert_eq!(code, 0, "{at}: {said}");
+            number += 1;
+            assert_eq!(json["incident"], number, "{at}: a new incident");
+            wait_until("the daemon has ended", || !house.lab.recovery_runs().unwrap());
+            if at != "fence" {
+                // Whatever was under way: nobody but a contract of the next generation gets in.
+                assert_ne!(house.generation(), generation, "{at}");
+            }
+            house.lab.start_recovery(&[]).unwrap();
+            let incident = house.closed(number);
+            generation += 1;
+            house.works(&at);
+            assert_eq!(house.generation(), generation, "{at}: {incident:#}");
+            assert_eq!(house.contracts_of(generation), 1, "{at}: issued once");
+            assert_eq!(incident["contracts"].as_array().unwrap().len(), 1, "{at}");
+            let twice = usize::from(at == "restart:done");
+            assert!(house.hypervisor.restarts() <= usize::try_from(number).unwrap() + 1 + twice, "{at}");
+            house.lab.stop_recovery(StopHow::Clean).unwrap();
+        }
+    }
+    assert_eq!(house.incidents().len(), 10);
+}
+
+#[test]
+fn two_people_at_once_get_one_incident_and_stuck_ones_go_on() {
+    let house = House::new("recovertwo", "");
+    // Without a daemon: the command brings its own.
+    let both: Vec<_> = (0..2)
+        .map(|_| {
+            let command = house.lab.base(["contract", "--json", "recover", "mail"]);
+            std::thread::spawn(move || command.output().unwrap())
+        })
+        .collect();
+    for person in both {
+        let output = person.join().unwrap();
+        let json: Value = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
+        assert_eq!(
+            (output.status.code(), &json["incident"], &json["standing"]),
+            (Some(0), &1.into(), &"closed".into())
+        );
+    }
+    house.works("once");
+    wait_until("its own daemon has ended", || !house.lab.recovery_runs().unwrap());
+
+    // A driver that is missing is named before anything is done to the guest, and the application stays fenced.
+    let config = house.lab.etc("base").join("base/recovery.toml");
+    let right = fs::read_to_string(&config).unwrap();
+    fs::write(&config, right.replace("\"lab\"", "\"no-such-driver\"")).unwrap();
+    let (code, _, said) = house.base(&["recover", "mail"]);
+    assert_eq!(code, 1);
+    assert!(said.contains("no-such-driver") && said.contains("the application is fenced"), "{said}");
+    assert_eq!(house.generation(), 0);
+    let (_, _, said) = house.base(&["recover", "mail", "--dry-run"]);
+    assert_eq!(said, "");
+    wait_until("its own daemon has ended", || !house.lab.recovery_runs().unwrap());
+    fs::write(&config, right).unwrap();
+    let (code, json, said) = house.base(&["recover", "mail"]);
+    assert_eq!((code, &json["incident"]), (0, &2.into()), "{said}");
+    house.works("again");
+
+    // A person who asks for what cannot be.
+    let (code, _, said) = house.base(&["recover", "nobody"]);
+    assert_eq!(code, 4, "{said}");
+    let (code, _, said) = house.base(&["recover", "editor"]);
+    assert_eq!(code, 2, "{said}");
+    let (code, _, said) = house.base(&["incidents", "77"]);
+    assert_eq!(code, 4, "{said}");
+    let (code, _, said) = house.base(&["recover", "mail", "--confirm"]);
+    assert_eq!(code, 4, "{said}");
+}
+
+#[test]
+fn a_sensors_alerts_lead_to_the_guest_and_junk_leads_nowhere() {
+    let house = House::new(
+        "recoverids",
+        "[[ids]]\nformat = \"suricata\"\nfile = \"/var/log/strongroom/eve.json\"\n\n\
+         [[ids]]\nformat = \"snort\"\nfile = \"/var/log/strongroom/alert\"\n",
+    );
+    let eve = house.lab.log("base").join("eve.json");
+    fs::write(&eve, "").unwrap();
+    house.lab.start_recovery(&[]).unwrap();
+    let append = |path: &Path, text: &[u8]| {
+        use std::io::Write;
+        fs::OpenOptions::new().create(true).append(true).open(path).unwrap().write_all(text).unwrap();
+    };
+    let alert = |severity: u8, from: &str, time: &str| {
+        format!(
+            "{{\"timestamp\":\"{time}\",\"event_type\":\"alert\",\"src_ip\":\"{from}\",\"dest_ip\":\"203.0.113.9\",\
+             \"alert\":{{\"signature\":\"ET x\",\"severity\":{severity}}}}}\n"
+        )
+    };
+    let future = "2037-01-01T00:00:00.000000+0000";
+    append(&eve, b"\xff\xfe\0junk\n{\"event_type\":\"alert\"\n");
+    append(&eve, &[b'x'; 3_000_000]);
+    append(&eve, b"\n");
+    append(&eve, alert(1, "10.77.99.99", future).as_bytes());
+    append(&eve, alert(3, "10.77.1.2", future).as_bytes());
+    append(&eve, alert(1, "10.77.1.2", "2001-01-01T00:00:00.000000+0000").as_bytes());
+    for kind in ["no alerts", "too long", "unknown guests", "no policy acts on", "older than a day", "future"]
+    {
+        let begun = Instant::now();
+        while !house.log().contains(kind) {
+            assert!(begun.elapsed() < Duration::from_secs(60), "`{kind}` was not said: {}", house.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    assert!(house.incidents().is_empty());
+    // Rotated, and cut in the middle of a line.
+    let line = alert(2, "10.77.1.2", future);
+    append(&eve, &line.as_bytes()[..40]);
+    fs::rename(&eve, eve.with_extension("json.1")).unwrap();
+    append(&eve.with_extension("json.1"), &line.as_bytes()[40..]);
+    fs::write(&eve, "").unwrap();
+    wait_until("an incident has begun", || !house.incidents().is_empty());
+    let incident = house.closed(1);
+    assert_eq!(
+        (&incident["cause"]["source"], &incident["cause"]["severity"]),
+        (&"suricata".into(), &2.into())
+    );
+    house.works("suricata");
+    let time = house.lab.base(["date", "+%m/%d-%H:%M:%S.000000", "-d", "+1 second"]).run().unwrap();
+    append(
+        &house.lab.log("base").join("alert"),
+        format!(
+            "{}  [**] [1:1:1] ET y [**] [Priority: 1] {{TCP}} 203.0.113.9:80 -> 10.77.1.2:4444\n",
+            time.trim()
+        )
+        .as_bytes(),
+    );
+    wait_until("another has begun", || house.incidents().len() == 2);
+    assert_eq!(house.closed(2)["cause"]["source"], "snort");
+    house.works("snort");
+}
