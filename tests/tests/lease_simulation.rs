@@ -111,8 +111,8 @@ struct Client {
     owed: Vec<u64>,
     /// Never answers recalls.
     silent: bool,
-    /// It was too late, and has not heard of it yet: what it believes is its own harm.
-    deluded: bool,
+    /// It was too late, and has not heard of this yet: what it believes is its own harm.
+    deluded: Option<u64>,
 }
 
 /// A request that waits in the gateway.
@@ -218,7 +218,7 @@ impl Sim {
                 next: 0,
                 owed: vec![],
                 silent: silent == Some(n),
-                deluded: false,
+                deluded: None,
             }
         };
         let clients = (0..CLIENTS).map(client).collect();
@@ -356,7 +356,7 @@ impl Sim {
         let name_ = name(text);
         let file = self.truth().names.get(&(dir.ino, text.into())).copied();
         let node = file.map(|ino| Node { grant: 0, ino });
-        let (op, nodes): (Op, Vec<Node>) = match self.dice.roll(12) {
+        let (op, nodes): (Op, Vec<Node>) = match self.dice.roll(13) {
             0..3 => (Op::Lookup { parent: dir, name: name_ }, vec![]),
             3 => (Op::Getattr { node: node.unwrap_or(dir), handle: None }, vec![]),
             4 => {
@@ -389,6 +389,11 @@ impl Sim {
                 let mode = if self.dice.one_in(3) { RenameMode::Exchange } else { RenameMode::Replace };
                 let op = Op::Rename { parent: dir, name: name_, new_parent: to, new_name, mode };
                 (op, known.into_iter().flatten().collect())
+            }
+            11 => {
+                let (Some(node), Some(to)) = (node, self.dice.pick(&self.directories())) else { return };
+                let new_name = name(self.dice.pick(&NAMES).unwrap());
+                (Op::Link { node, parent: to, name: new_name }, vec![node, to])
             }
             _ => return self.list(which, dir),
         };
@@ -500,8 +505,8 @@ impl Sim {
         for which in 0..CLIENTS {
             let said = std::mem::take(&mut *self.clients[which].outbox.0.lock().unwrap());
             for (event, data, everywhere) in said {
-                if matches!(event, Event::LeasesLost { .. }) {
-                    self.clients[which].deluded = true;
+                if let Event::LeasesLost { id, .. } = event {
+                    self.clients[which].deluded = Some(id);
                 }
                 self.recalls += 1;
                 let on: Vec<usize> =
@@ -534,7 +539,7 @@ impl Sim {
             Some(Message::Event(Event::LeasesLost { id, stamp }, _)) => {
                 client.table.lost(stamp, now);
                 client.owed.push(id);
-                client.deluded = false;
+                client.deluded.take_if(|last| *last <= id);
                 self.note(format!("client {which} hears that all is lost"));
             }
             Some(Message::Event(event, _)) => panic!("{event:?}"),
@@ -618,10 +623,15 @@ impl Sim {
                     table.distrust();
                 }
                 let exchange = *mode == RenameMode::Exchange;
+                let was_free = table.was_absent(change, *new_parent, new_name);
                 let (here, there) = match (outcome == Outcome::Done, moved) {
                     (true, Some(node)) if exchange => (replaced.map(Some), Some(Some(node))),
-                    (true, Some(node)) if replaced == Some(node) => (None, Some(Some(node))),
-                    (true, moved) => (Some(None), moved.map(Some)),
+                    (true, None) if exchange => (replaced.map(Some), None),
+                    // Two names of one file are left as they are (rename(2)).
+                    (true, Some(node)) if was_free || replaced.is_some_and(|other| other != node) => {
+                        (Some(None), Some(Some(node)))
+                    }
+                    (true, moved) => (None, moved.map(Some)),
                     (false, _) => (None, None),
                 };
                 // A name that is renamed to itself stays.
@@ -631,6 +641,19 @@ impl Sim {
                 } else {
                     table.changed_name(Some(&heard), *parent, name, here);
                     table.changed_name(Some(&heard), *new_parent, new_name, there);
+                }
+            }
+            (Op::Link { parent, name, .. }, _) => {
+                let ((now_asked, sole), _) = ended.as_ref().unwrap();
+                let heard = Heard { asked: *now_asked, ..heard };
+                match &outcome {
+                    Outcome::Entry(found) => {
+                        table.changed_name(Some(&heard), *parent, name, Some(Some(found.node)));
+                        if sole.contains(&found.node) {
+                            table.learn(&heard, found.node, note.node, &found.attr, false);
+                        }
+                    }
+                    _ => table.changed_name(None, *parent, name, None),
                 }
             }
             (Op::Readdir { .. }, Outcome::Data) => {
@@ -690,7 +713,7 @@ impl Sim {
             client.session.left_alone(false);
             client.table.end_life();
         }
-        client.deluded = false;
+        client.deluded = None;
         client.owed.clear();
         let open = std::mem::take(&mut client.open);
         for change in open.values().filter_map(|open| open.change.as_ref()) {
@@ -725,7 +748,7 @@ impl Sim {
         let directories = self.directories();
         let mut known = 0;
         for (which, client) in self.clients.iter_mut().enumerate() {
-            if client.deluded {
+            if client.deluded.is_some() {
                 continue;
             }
             let changing = |node: Node| {
@@ -776,7 +799,7 @@ impl Sim {
         // Whoever may write before he tells anybody is alone with the file.
         for ino in truth.objects.keys() {
             let node = Node { grant: 0, ino: *ino };
-            let honest = || self.clients.iter().enumerate().filter(|(_, client)| !client.deluded);
+            let honest = || self.clients.iter().enumerate().filter(|(_, client)| client.deluded.is_none());
             let Some((alone, _)) = honest().find(|(_, client)| client.table.exclusive(node)) else {
                 continue;
             };

@@ -138,7 +138,7 @@ impl Deal {
     pub(crate) fn hold(&self, node: &Arc<Node>, grant: u16, wish: Wish, may: bool) -> Checked<Held> {
         let Some(lessee) = &self.lessee else { return Ok(Held::NOTHING) };
         let key = Key::new(lessee.number, grant);
-        let takes = may && lessee.takes() && !lessee.is_barred();
+        let takes = may && lessee.may_keep();
         {
             let mut state = node.leases.lock();
             if let Some(other) = state.exclusive_other(key) {

@@ -123,6 +123,8 @@ pub(crate) struct Lessee {
     most: usize,
     recall: Duration,
     takes: AtomicBool,
+    /// It has a connection on which it has said so: what it is told that it may keep is not about to be over.
+    present: AtomicBool,
     /// Operations that let nobody be given anything until they are done.
     barred: AtomicU32,
     clock: AtomicU64,
@@ -156,6 +158,7 @@ impl Lessee {
             recall,
             offences,
             takes: AtomicBool::new(false),
+            present: AtomicBool::new(false),
             barred: AtomicU32::new(0),
             clock: AtomicU64::new(1),
             given: AtomicU64::new(0),
@@ -168,6 +171,11 @@ impl Lessee {
     /// Whether the client has ever said that it answers recalls.
     pub(crate) fn takes(&self) -> bool {
         self.takes.load(Ordering::Relaxed)
+    }
+
+    /// Whether the client may be told now that it may keep things.
+    pub(super) fn may_keep(&self) -> bool {
+        self.present.load(Ordering::SeqCst) && self.barred.load(Ordering::SeqCst) == 0
     }
 
     /// The present time of the session's clock, and the number of the last lease given.
@@ -210,6 +218,7 @@ impl Lessee {
             let mut table = self.table.lock();
             table.open = true;
             table.from = self.offences.until();
+            self.present.store(true, Ordering::SeqCst);
         }
     }
 
@@ -218,6 +227,7 @@ impl Lessee {
         if !self.takes() {
             return;
         }
+        self.present.store(false, Ordering::SeqCst);
         self.recalls.lock().alone = Some(Instant::now());
         self.table.lock().open = false;
         if knows {
@@ -462,10 +472,6 @@ impl Lessee {
 
     pub(super) fn unbar(&self) {
         self.barred.fetch_sub(1, Ordering::SeqCst);
-    }
-
-    pub(super) fn is_barred(&self) -> bool {
-        self.barred.load(Ordering::SeqCst) > 0
     }
 
     /// All leases are over because the client did not answer, and it is told. It gets no new ones before it has answered.
