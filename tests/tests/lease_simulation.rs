@@ -399,6 +399,15 @@ impl Sim {
         };
         let change = !nodes.is_empty();
         let client = &mut self.clients[which];
+        // A kernel changes one thing at a time in a directory (i_rwsem).
+        let dirs: Vec<Node> = self.dirs.iter().map(|(dir, _)| *dir).collect();
+        let busy = |node: &Node| {
+            let mut changes = client.open.values().filter_map(|open| open.change.as_ref());
+            dirs.contains(node) && changes.any(|change| change.concerns(*node))
+        };
+        if nodes.iter().any(busy) {
+            return;
+        }
         let asked = client.table.ask(self.now);
         let change = change.then(|| client.table.begin(&nodes, self.now));
         let asked = change.as_ref().map_or(asked, |change| change.asked());
