@@ -412,7 +412,9 @@ impl Table {
             if change.life == self.life {
                 held.changing = held.changing.saturating_sub(1);
             }
-            if held.changing == 0 && held.changed <= change.asked.seq {
+            // A change that touched something unknown meanwhile may have touched this.
+            if held.changing == 0 && held.changed <= change.asked.seq && self.attrs_since <= change.asked.seq
+            {
                 sole.push(*node);
             }
             held.changed = seq;
