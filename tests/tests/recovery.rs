@@ -289,6 +289,60 @@ fn two_people_at_once_get_one_incident_and_stuck_ones_go_on() {
 }
 
 #[test]
+fn an_old_ledger_is_told_what_it_forgot_and_a_gateway_that_is_away_is_waited_for() {
+    let house = House::new("recoverold", "");
+    let disk = house.lab.etc("base").ancestors().nth(3).unwrap().to_owned();
+    let copy = |from: &str, to: &str| {
+        let copied =
+            std::process::Command::new("cp").arg("-a").arg(disk.join(from)).arg(disk.join(to)).status();
+        assert!(copied.unwrap().success());
+    };
+    house.lab.stop_gateway(StopHow::Clean).unwrap();
+    copy("state/ledger.redb", "old-ledger");
+    house.lab.start_recovery(&[]).unwrap();
+    // The gateway is away: the incident keeps trying, and its revocation is kept.
+    let (code, _, said) = house.base(&["recover", "mail", "--detach"]);
+    assert_eq!(code, 0, "{said}");
+    let pending = house.lab.etc("base").join("issued/pending");
+    let some = |dir: &Path| fs::read_dir(dir).is_ok_and(|mut list| list.next().is_some());
+    wait_until("the revocation is kept", || some(&pending));
+    house.lab.start_gateway().unwrap();
+    house.closed(1);
+    house.works("back");
+    assert!(!some(&pending));
+    // Somebody puts an old backup of the ledger back. What was revoked since is not in it.
+    let (code, _, said) = house.base(&["revoke", "editor"]);
+    assert_eq!(code, 0, "{said}");
+    house.lab.stop_gateway(StopHow::Clean).unwrap();
+    copy("old-ledger", "state/ledger.redb");
+    house.lab.start_gateway().unwrap();
+    wait_until("the gateway is told", || house.log().contains("OLD LEDGER"));
+    let read = house.lab.app("editor", ["cat", "/mnt/Documents/letter.txt"]).cwd("/").output().unwrap();
+    assert!(!read.status.success() && String::from_utf8_lossy(&read.stderr).contains("Permission denied"));
+    house.works("after");
+    assert_eq!(house.generation(), 2);
+}
+
+#[test]
+fn two_applications_are_recovered_at_the_same_time() {
+    let house = House::new(
+        "recoverpair",
+        "[guest.editor]\ndriver = \"command\"\nstart = [\"lab\", \"ask-hypervisor\", \"editor\", \"{secret}\"]\n",
+    );
+    house.lab.start_recovery(&[]).unwrap();
+    for app in ["mail", "editor"] {
+        let (code, _, said) = house.base(&["recover", app, "--detach", "--steps", "fence,restart,reissue"]);
+        assert_eq!(code, 0, "{said}");
+    }
+    let (one, two) = (house.closed(1), house.closed(2));
+    let time = |incident: &Value, name: &str| incident[name].as_u64().unwrap();
+    assert!(time(&two, "opened_us") < time(&one, "closed_us"), "one after the other");
+    house.works("both");
+    let read = house.lab.app("editor", ["cat", "/mnt/Documents/letter.txt"]).cwd("/");
+    wait_until("the editor works", || read.clone().output().is_ok_and(|output| output.status.success()));
+}
+
+#[test]
 fn a_sensors_alerts_lead_to_the_guest_and_junk_leads_nowhere() {
     let house = House::new(
         "recoverids",
