@@ -20,6 +20,7 @@ pub mod keys;
 pub mod revoking;
 pub mod secret;
 pub mod statement;
+pub mod sys;
 pub mod text;
 
 pub use base::Base;

@@ -144,6 +144,32 @@ pub fn send_pending(
     Ok(lines)
 }
 
+/// Sends revocations again that a gateway has forgotten, because its ledger was put back from an old backup: its lowest
+/// valid generation of an application is below the one on record here, or `fewer`: it has fewer revocations than it had.
+/// Returns how many were sent; they hold, by the gateway's signed word.
+pub fn send_forgotten(
+    client: &mut AdminClient,
+    archive: &Archive,
+    issuer: &Issuer,
+    fewer: bool,
+) -> Result<usize, Failure> {
+    let mut forgotten = fewer;
+    for name in archive.applications()? {
+        let Ok(application) = name.parse::<Application>() else { continue };
+        let lowest = archive.record(&application)?.map_or(1, |record| record.lowest);
+        forgotten |= lowest > 1 && client.generations(&application).map_err(gateway_failure)?.lowest < lowest;
+    }
+    if !forgotten {
+        return Ok(0);
+    }
+    // All of them: which were lost cannot be asked, and one that is known already changes nothing.
+    let statements = archive.fenced()?;
+    for statement in &statements {
+        send(client, issuer, statement).map_err(SendError::failure)?;
+    }
+    Ok(statements.len())
+}
+
 /// The subject that voids everything issued to an application so far.
 pub fn all_of(application: &Application, below_generation: u64) -> Subject {
     Subject::Application { application: application.clone(), below_generation }

@@ -9,11 +9,10 @@
 pub mod command;
 mod narrowing;
 mod output;
-mod sys;
 mod view;
 
 // What the programs of the base domain share has a room of its own.
 pub use strongroom_base::{Exit, Failure, admin};
 pub(crate) use strongroom_base::{
-    archive, base, contract_file, failure, files, issuing, keys, revoking, statement,
+    archive, base, contract_file, failure, files, issuing, keys, revoking, statement, sys,
 };

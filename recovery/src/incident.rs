@@ -10,6 +10,7 @@ use parking_lot::{Condvar, Mutex};
 use serde_json::{Map, Value};
 use strongroom_base::Failure;
 use strongroom_base::incident::{Cause, Entry, Incident, Phase, Standing};
+use strongroom_base::sys::{Pace, set_pace};
 
 use crate::daemon::Daemon;
 use crate::journal::Journal;
@@ -206,6 +207,10 @@ impl Open {
 
 /// Runs an incident until it is over, stuck, or the daemon stops.
 pub fn run(daemon: &Arc<Daemon>, open: &Arc<Open>) {
+    if !open.incident().is_done(Phase::Fence) {
+        // The fence must not queue behind what it is about. Without the privilege it does.
+        set_pace(Pace::Urgent);
+    }
     if let Err(failure) = run_phases(daemon, open) {
         // The journal cannot be written: the incident stays open, and is found at the next start.
         say(&format!("incident {} halts where it is: {failure}", open.number));
@@ -225,6 +230,7 @@ fn run_phases(daemon: &Arc<Daemon>, open: &Arc<Open>) -> Result<(), Failure> {
         match run_phase(daemon, open, phase)? {
             Came::Done => {
                 if phase == Phase::Fence {
+                    set_pace(Pace::Usual);
                     notify(daemon.config.notify.as_ref(), "fenced", &open.incident());
                 }
             }
@@ -264,6 +270,8 @@ fn run_phase(daemon: &Arc<Daemon>, open: &Arc<Open>, phase: Phase) -> Result<Cam
                 let again = next == Next::Again && round < most;
                 let retry_in_ms = again.then(|| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
                 say(&format!("incident {}, {phase}, attempt {attempt}: {failure}", open.number));
+                // Whoever waits is in no hurry any more.
+                set_pace(Pace::Usual);
                 open.put(Entry::Failed {
                     phase,
                     attempt,

@@ -289,6 +289,139 @@ fn two_people_at_once_get_one_incident_and_stuck_ones_go_on() {
 }
 
 #[test]
+fn an_old_ledger_is_told_what_it_forgot_and_a_gateway_that_is_away_is_waited_for() {
+    let house = House::new("recoverold", "");
+    let disk = house.lab.etc("base").ancestors().nth(3).unwrap().to_owned();
+    let copy = |from: &str, to: &str| {
+        let copied =
+            std::process::Command::new("cp").arg("-a").arg(disk.join(from)).arg(disk.join(to)).status();
+        assert!(copied.unwrap().success());
+    };
+    house.lab.stop_gateway(StopHow::Clean).unwrap();
+    copy("state/ledger.redb", "old-ledger");
+    house.lab.start_recovery(&[]).unwrap();
+    // The gateway is away: the incident keeps trying, and its revocation is kept.
+    let (code, _, said) = house.base(&["recover", "mail", "--detach"]);
+    assert_eq!(code, 0, "{said}");
+    let pending = house.lab.etc("base").join("issued/pending");
+    let some = |dir: &Path| fs::read_dir(dir).is_ok_and(|mut list| list.next().is_some());
+    wait_until("the revocation is kept", || some(&pending));
+    house.lab.start_gateway().unwrap();
+    house.closed(1);
+    house.works("back");
+    assert!(!some(&pending));
+    // Somebody puts an old backup of the ledger back. What was revoked since is not in it.
+    let (code, _, said) = house.base(&["revoke", "editor"]);
+    assert_eq!(code, 0, "{said}");
+    house.lab.stop_gateway(StopHow::Clean).unwrap();
+    copy("old-ledger", "state/ledger.redb");
+    house.lab.start_gateway().unwrap();
+    wait_until("the gateway is told", || house.log().contains("OLD LEDGER"));
+    let read = house.lab.app("editor", ["cat", "/mnt/Documents/letter.txt"]).cwd("/").output().unwrap();
+    assert!(!read.status.success() && String::from_utf8_lossy(&read.stderr).contains("Permission denied"));
+    house.works("after");
+    assert_eq!(house.generation(), 2);
+}
+
+#[test]
+fn a_secret_is_good_once_for_its_guest_and_for_a_short_time() {
+    let house = House::new("recoversecret", "");
+    // A guest that does not boot by itself: its secret lies where the test can take it.
+    let config = |lifetime: &str| {
+        let text = format!(
+            "[enrol]\naddress = \"{ENROL_ADDRESS}\"\nlifetime = \"{lifetime}\"\n\n[guest.mail-guest]\ndriver = \"command\"\n\
+             start = [\"cp\", \"{{secret}}\", \"/var/log/strongroom/handed\"]\n"
+        );
+        fs::write(house.lab.etc("base").join("base/recovery.toml"), text).unwrap();
+    };
+    let handed = house.lab.log("base").join("handed");
+    let secret = || {
+        wait_until("the secret is handed over", || {
+            fs::read_to_string(&handed).is_ok_and(|text| text.ends_with('\n'))
+        });
+        let text = fs::read_to_string(&handed).unwrap();
+        fs::remove_file(&handed).unwrap();
+        text
+    };
+    let enroll = |app: &str, text: &str, out: &str| {
+        fs::write(house.lab.etc(app).join("secret"), text).unwrap();
+        house.lab.app(app, ["mkdir", "-p", out]).cwd("/").run().unwrap();
+        let words = [
+            "contract",
+            "enroll",
+            "--secret",
+            "/etc/strongroom/secret",
+            "--at",
+            ENROL_ADDRESS,
+            "--out",
+            out,
+            "--for",
+            "20s",
+        ];
+        let output = house.lab.app(app, words).cwd("/").output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+
+    config("2s");
+    house.lab.start_recovery(&[]).unwrap();
+    house.base(&["recover", "mail", "--detach"]);
+    let old = secret();
+    wait_until("it is stuck", || house.incidents()[0]["standing"] == "stuck");
+    assert_eq!(house.incidents()[0]["fenced"], true);
+    let (code, said) = enroll("mail", &old, "/tmp/late");
+    assert_eq!(code, 3, "too late: {said}");
+    house.lab.stop_recovery(StopHow::Clean).unwrap();
+    config("10m");
+    house.lab.start_recovery(&[]).unwrap();
+
+    // Whoever goes on with it gets the guest started once more, with another secret.
+    let (code, json, said) = house.base(&["recover", "mail", "--detach"]);
+    assert_eq!((code, &json["incident"]), (0, &1.into()), "{said}");
+    let new = secret();
+    assert_ne!(old, new);
+    let (code, said) = enroll("mail", &old, "/tmp/old");
+    assert_eq!(code, 3, "the former secret: {said}");
+    let secret_line = new.lines().last().unwrap();
+    let forged = new.replace(secret_line, &format!("secret {}", "A".repeat(43)));
+    let (code, said) = enroll("editor", &forged, "/tmp/forged");
+    assert_eq!(code, 3, "a guessed secret: {said}");
+    let (code, said) = enroll("editor", &new.replace("incident 1", "incident 2"), "/tmp/other");
+    assert_eq!(code, 3, "another incident: {said}");
+    let (code, said) = enroll("editor", &new.replace("application mail", "application editor"), "/tmp/other");
+    assert_eq!(code, 3, "another application: {said}");
+    let (code, said) = enroll("editor", "", "/tmp/other");
+    assert_eq!(code, 4, "none at all: {said}");
+    let (code, said) = enroll("mail", &new, "/tmp/right");
+    assert_eq!(code, 0, "{said}");
+    let (code, said) = enroll("mail", &new, "/tmp/again");
+    assert_eq!(code, 3, "a second key: {said}");
+    assert_eq!(house.contracts_of(2), 1);
+
+    // One that knocks with the wrong secret again and again is not listened to any more.
+    let turned_away = (0..5).any(|_| enroll("editor", &forged, "/tmp/forged").0 == 5);
+    assert!(turned_away);
+}
+
+#[test]
+fn two_applications_are_recovered_at_the_same_time() {
+    let house = House::new(
+        "recoverpair",
+        "[guest.editor]\ndriver = \"command\"\nstart = [\"lab\", \"ask-hypervisor\", \"editor\", \"{secret}\"]\n",
+    );
+    house.lab.start_recovery(&[]).unwrap();
+    for app in ["mail", "editor"] {
+        let (code, _, said) = house.base(&["recover", app, "--detach", "--steps", "fence,restart,reissue"]);
+        assert_eq!(code, 0, "{said}");
+    }
+    let (one, two) = (house.closed(1), house.closed(2));
+    let time = |incident: &Value, name: &str| incident[name].as_u64().unwrap();
+    assert!(time(&two, "opened_us") < time(&one, "closed_us"), "one after the other");
+    house.works("both");
+    let read = house.lab.app("editor", ["cat", "/mnt/Documents/letter.txt"]).cwd("/");
+    wait_until("the editor works", || read.clone().output().is_ok_and(|output| output.status.success()));
+}
+
+#[test]
 fn a_sensors_alerts_lead_to_the_guest_and_junk_leads_nowhere() {
     let house = House::new(
         "recoverids",
