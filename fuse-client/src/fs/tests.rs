@@ -37,9 +37,7 @@ impl Carrier for Scripted {
         let answer = self.answers.lock().pop_front().expect("asked more than the script answers");
         let note = *self.note.lock();
         match answer {
-            Ok((outcome, data)) => {
-                (call.done)(Ok(Answer { outcome, data: &data, epoch: 1, note, life: 1 }))
-            }
+            Ok((outcome, data)) => (call.done)(Ok(Answer { outcome, data: &data, epoch: 1, note, life: 1 })),
             Err(ended) => (call.done)(Err(ended)),
         }
     }
