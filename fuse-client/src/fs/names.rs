@@ -301,17 +301,23 @@ impl Fs {
             let (mut table, heard, _) = fs.ended(&change, result.as_ref().ok(), Some(new_parent));
             let moved = table.stood_for(&change, parent, &name);
             let replaced = table.stood_for(&change, new_parent, &new_name);
+            let free = table.was_absent(&change, new_parent, &new_name);
             // A name that was there and is not known may have been replaced.
-            if moved.is_none() || (replaced.is_none() && !table.was_absent(&change, new_parent, &new_name)) {
+            if moved.is_none() || (replaced.is_none() && !free) {
                 table.distrust();
             }
             let exchange = mode == RenameMode::Exchange;
             let (here, there) = match (&result, moved) {
-                (Ok(_), Some(node)) if exchange => (replaced.map(Some), Some(Some(node))),
-                // Two names of one file are left as they are (rename(2)).
-                (Ok(_), Some(node)) if replaced == Some(node) => (None, Some(Some(node))),
-                (Ok(_), moved) => (Some(None), moved.map(Some)),
-                (Err(_), _) => (None, None),
+                (Ok(_), Some(node)) => {
+                    let here = match replaced {
+                        _ if exchange => replaced.map(Some),
+                        // Two names of one file are left as they are (rename(2)).
+                        Some(other) => (other != node).then_some(None),
+                        None => free.then_some(None),
+                    };
+                    (here, Some(Some(node)))
+                }
+                _ => (None, None),
             };
             table.changed_name(heard.as_ref(), parent, &name, here);
             table.changed_name(heard.as_ref(), new_parent, &new_name, there);
