@@ -10,7 +10,7 @@ use strongroom_protocol::ALPN_ADMIN;
 use strongroom_protocol::admin::{
     AdminAnswer, AdminFailure, AdminRequest, Alert, AuditPlace, ContractInfo, SessionInfo, Status,
 };
-use strongroom_protocol::codec::{decode_header, decode_list, encode_header};
+use strongroom_protocol::codec::{CodecError, decode_header, decode_list, encode_header};
 
 pub use strongroom_channel::Address;
 
@@ -239,21 +239,14 @@ impl AdminClient {
     /// # Errors
     /// Any [`AdminError`].
     pub fn sessions(&mut self) -> Result<Vec<SessionInfo>, AdminError> {
-        let mut all: Vec<SessionInfo> = vec![];
-        let mut after = None;
-        loop {
-            match self.request(&AdminRequest::Sessions { after }, &[])? {
-                (AdminAnswer::Sessions { next }, data) => {
-                    let page: Result<Vec<_>, _> = decode_list(&data);
-                    all.append(&mut page.map_err(|error| self.answer(error.to_string()))?);
-                    after = self.following(after, next)?;
-                }
-                (other, _) => return Err(self.unexpected(&other)),
-            }
-            if after.is_none() {
-                return Ok(all);
-            }
-        }
+        self.pages(
+            |after| AdminRequest::Sessions { after },
+            |answer| match answer {
+                AdminAnswer::Sessions { next } => Some(*next),
+                _ => None,
+            },
+            decode_list,
+        )
     }
 
     /// Contracts that the gateway keeps.
@@ -261,17 +254,30 @@ impl AdminClient {
     /// # Errors
     /// Any [`AdminError`].
     pub fn contracts(&mut self) -> Result<Vec<ContractInfo>, AdminError> {
-        let mut all: Vec<ContractInfo> = vec![];
+        self.pages(
+            |after| AdminRequest::Contracts { after },
+            |answer| match answer {
+                AdminAnswer::Contracts { next } => Some(*next),
+                _ => None,
+            },
+            decode_list,
+        )
+    }
+
+    /// A whole list, page by page. `next` of an answer: where the following page begins; `None` if it answers something else.
+    fn pages<T, At: Ord + Copy>(
+        &mut self,
+        request: impl Fn(Option<At>) -> AdminRequest,
+        next: impl Fn(&AdminAnswer) -> Option<Option<At>>,
+        decode: impl Fn(&[u8]) -> Result<Vec<T>, CodecError>,
+    ) -> Result<Vec<T>, AdminError> {
+        let mut all: Vec<T> = vec![];
         let mut after = None;
         loop {
-            match self.request(&AdminRequest::Contracts { after }, &[])? {
-                (AdminAnswer::Contracts { next }, data) => {
-                    let page: Result<Vec<_>, _> = decode_list(&data);
-                    all.append(&mut page.map_err(|error| self.answer(error.to_string()))?);
-                    after = self.following(after, next)?;
-                }
-                (other, _) => return Err(self.unexpected(&other)),
-            }
+            let (answer, data) = self.request(&request(after), &[])?;
+            let next = next(&answer).ok_or_else(|| self.unexpected(&answer))?;
+            all.append(&mut decode(&data).map_err(|error| self.answer(error.to_string()))?);
+            after = self.following(after, next)?;
             if after.is_none() {
                 return Ok(all);
             }

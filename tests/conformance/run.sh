@@ -42,6 +42,20 @@ export PATH="$bin:$top/target/tools/bin:$PATH"
 # need COMMAND PACKAGE-OR-HOW
 need() { command -v "$1" >/dev/null || { echo "conformance: \`$1\` is missing: $2" >&2; exit 1; }; }
 for tool in contract strongroom-gateway mount.strongroom; do need $tool "run \`make build\`"; done
+# The settings of pjdfstest, for the suites that run it: pjdfstest_config MAY-BE-REMOUNTED
+pjdfstest_config() {
+  cat <<CONFIG
+[features]
+posix_fallocate = {}
+rename_ctime = {}
+stat_st_birthtime = {}
+utime_now = {}
+utimensat = {}
+[settings]
+naptime = 0.02
+allow_remount = $1
+CONFIG
+}
 for suite in $suites; do
   case " $all " in *" $suite "*) . "$here/suites/$suite.sh";; *) echo "conformance: there is no suite \`$suite\`: $all" >&2; exit 2;; esac
 done

@@ -8,17 +8,7 @@ suite_erofs() { # DIRECTORY
   printf '#!/bin/sh\nexec %s -i "$@"\n' "$(command -v mount)" > "$work/erofs/bin/mount"
   chmod 755 "$work/erofs" "$work/erofs/bin" "$work/erofs/bin/mount"
   mount --bind "$1" "$work/erofs/mnt"
-  cat > "$work/erofs.toml" <<'CONFIG'
-[features]
-posix_fallocate = {}
-rename_ctime = {}
-stat_st_birthtime = {}
-utime_now = {}
-utimensat = {}
-[settings]
-naptime = 0.02
-allow_remount = true
-CONFIG
+  pjdfstest_config true > "$work/erofs.toml"
   PATH="$work/erofs/bin:$PATH" pjdfstest -c "$work/erofs.toml" -p "$work/erofs/mnt" -s "$work/elsewhere" erofs > "$work/erofs.out" 2>&1 || failed=1
   sed -i 's/\x1b\[[0-9;]*m//g' "$work/erofs.out"
   umount "$work/erofs/mnt"

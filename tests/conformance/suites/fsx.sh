@@ -1,5 +1,5 @@
-# The crate fsx: random operations on one file, each compared with a copy in memory. Three ways: through mappings too, buffered
-# only, and on a mount that caches nothing (`-o direct`).
+# The crate fsx: random operations on one file, each compared with a copy in memory. Two ways: through mappings too, and
+# buffered only.
 
 fsx_config() { # MAPPED MAXIMUM
   cat <<CONFIG

@@ -3,17 +3,7 @@
 suite_pjdfstest() { # DIRECTORY
   local failed=0
   need pjdfstest "run \`make test\`, which builds it"
-  cat > "$work/pjdfstest.toml" <<'CONFIG'
-[features]
-posix_fallocate = {}
-rename_ctime = {}
-stat_st_birthtime = {}
-utime_now = {}
-utimensat = {}
-[settings]
-naptime = 0.02
-allow_remount = false
-CONFIG
+  pjdfstest_config false > "$work/pjdfstest.toml"
   # A short name: see the note on the length of paths in docs/conformance.md.
   mkdir -m 755 "$work/mnt/suite/pjd"
   pjdfstest -c "$work/pjdfstest.toml" -p "$work/mnt/suite/pjd" -s "$work/elsewhere" > "$work/pjdfstest.out" 2>&1 || true
