@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use strongroom_contracts::chain::{Chain, Effective, VerifyContext};
 use strongroom_contracts::{
-    Audit, ContractId, Grant, Ownership, PolicyDigest, Rights, SecretKey, SessionLimits, Terms,
+    Audit, ContractId, Grant, Ownership, PolicyDigest, Rights, SecretKey, SessionLimits, Terms, UndoSpace,
 };
 use strongroom_gateway::engine::{
     Call, Claim, Done, Engine, EngineOptions, EngineSession, LockReply, ReplyBuf, Served, SessionBounds,
@@ -56,7 +56,7 @@ pub fn contract(grants: Vec<Grant>) -> Effective {
     let issuer = SecretKey::generate().unwrap();
     let gateway = SecretKey::generate().unwrap().public().gateway_id();
     let terms = Terms {
-        version: 1,
+        version: strongroom_contracts::terms::VERSION,
         id: ContractId::from_bytes([7; 16]),
         issuer: issuer.public().id(),
         application: "test".parse().unwrap(),
@@ -69,6 +69,7 @@ pub fn contract(grants: Vec<Grant>) -> Effective {
         limits: SessionLimits::default(),
         networks: None,
         audit: Audit::Normal,
+        undo: UndoSpace::default(),
         policy: PolicyDigest::of(""),
     };
     let chain = Chain::issue(&terms, &issuer).unwrap();
