@@ -22,6 +22,7 @@
 mod dispatch;
 mod replay;
 mod types;
+mod undoing;
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -47,6 +48,7 @@ use crate::locks::Locks;
 use crate::nodes::Nodes;
 use crate::store;
 use crate::tree::{Node, Tree};
+use crate::undo::{Actor, Undo, UndoOptions};
 
 /// What all parts of an engine share.
 pub(crate) struct Shared {
@@ -55,6 +57,8 @@ pub(crate) struct Shared {
     pub(crate) options: EngineOptions,
     /// The process may make files for others.
     pub(crate) privileged: bool,
+    /// What changes are taken back with, if that is wanted.
+    pub(crate) undo: Option<Arc<Undo>>,
     /// When it was opened, in the form of a generation.
     pub(crate) started: u64,
     sessions: AtomicU64,
@@ -86,6 +90,8 @@ pub struct EngineSession {
     pub(crate) handles: Handles,
     pub(crate) claims: Mutex<HashSet<Claim>>,
     pub(crate) bounds: SessionBounds,
+    /// In whose name changes are kept.
+    pub(crate) actor: Option<Actor>,
     operations: AtomicU64,
     denied: AtomicU64,
     read: AtomicU64,
@@ -98,16 +104,44 @@ impl Engine {
     /// # Errors
     /// [`EngineError`].
     pub fn open(data_root: &Path, options: EngineOptions) -> Result<Engine, EngineError> {
+        Engine::assemble(data_root, options, None)
+    }
+
+    /// The same with an undo log.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn with_undo(
+        data_root: &Path,
+        options: EngineOptions,
+        undo: &UndoOptions,
+    ) -> Result<Engine, EngineError> {
+        Engine::assemble(data_root, options, Some(undo))
+    }
+
+    fn assemble(
+        data_root: &Path,
+        options: EngineOptions,
+        undo: Option<&UndoOptions>,
+    ) -> Result<Engine, EngineError> {
         let cautious = options.special_files == SpecialFiles::Store;
         let tree = Tree::open(data_root, options.directory_fds, cautious).map_err(|errno| match errno {
             Errno::NOSYS => EngineError::Kernel,
             other => EngineError::Root { path: data_root.to_owned(), reason: other.into() },
         })?;
         crate::sys::clear_umask();
+        let undo = match undo {
+            None => None,
+            Some(undo) => Some(Arc::new(
+                Undo::open(&tree, data_root, undo)
+                    .map_err(|errno| EngineError::undo(undo.vault.as_deref().unwrap_or(data_root), errno))?,
+            )),
+        };
         let shared = Shared {
             tree,
             locks: Locks::default(),
             options,
+            undo,
             privileged: rustix::process::geteuid().is_root(),
             started: replay::now(),
             sessions: AtomicU64::new(1),
@@ -208,6 +242,7 @@ impl EngineSession {
             handles: Handles::new(bounds.handles, serial),
             claims: Mutex::new(claims.iter().copied().collect()),
             bounds,
+            actor: engine.shared.undo.as_ref().map(|undo| undo.actor(contract)),
             operations: AtomicU64::new(0),
             denied: AtomicU64::new(0),
             read: AtomicU64::new(0),

@@ -24,3 +24,4 @@ mod sys;
 pub mod threads;
 pub mod trail;
 mod tree;
+pub mod undo;

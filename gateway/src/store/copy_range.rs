@@ -35,6 +35,7 @@ pub(crate) fn copy_range(
         let end = to_offset.checked_add(available).ok_or_else(|| Refusal::errno(Errno::FBIG))?;
         permit.require(if to_offset < stat.size() { Deed::Change } else { Deed::Extend })?;
         let change = sizes::prepare(permit, &to.node, &stat, end)?;
+        permit.undo().content(&to.node, target, &stat, to_offset, end)?;
         let (mut in_at, mut out_at) = (from_offset, to_offset);
         let mut count = 0;
         let mut error = None;
@@ -57,6 +58,7 @@ pub(crate) fn copy_range(
         }
     };
     if to.flags.sync {
+        permit.sync_undo()?;
         rustix::fs::fdatasync(target)?;
     }
     permit.session().wrote(count);

@@ -38,6 +38,7 @@ pub(crate) fn link(permit: &Permit<'_, IntoDir>, name: &[u8]) -> Checked<Outcome
         let names = new.reserve(&limits, 0, 1)?;
         let size = if before.kind() == rustix::fs::FileType::RegularFile { before.size() } else { 0 };
         let bytes = new.without(&old).reserve(&limits, size, 0)?;
+        permit.undo().linking(node, dir, &to, name)?;
         linkat(&*from, source.as_bytes(), &*to, name, AtFlags::empty())?;
         let stat = tree.stat_at(&to, name)?;
         if (stat.ino(), stat.generation()) != (node.ino, node.generation) {
@@ -47,7 +48,7 @@ pub(crate) fn link(permit: &Permit<'_, IntoDir>, name: &[u8]) -> Checked<Outcome
         }
         names.keep();
         bytes.keep();
-        new.linked(node.ino, (before.nlink() == 1).then_some(&old));
+        new.linked(node.ino, (tree.links(&before) == 1).then_some(&old));
         let noted = tree.note(dir, name, &stat);
         drop(change);
         return Ok(Outcome::Entry(permit.tell(&noted, &stat)));

@@ -1,5 +1,13 @@
 //! What reaches the data: one file for each operation. Every function takes a permit; none decides.
 
+use std::sync::Arc;
+
+use crate::gate::Permit;
+use crate::gate::refusal::Checked;
+use crate::quota::Limit;
+use crate::tree::Tree;
+use crate::undo::Capture;
+
 pub(crate) mod copy_range;
 pub(crate) mod create;
 pub(crate) mod fallocate;
@@ -27,3 +35,24 @@ pub(crate) mod symlink;
 pub(crate) mod unlink;
 pub(crate) mod write;
 pub(crate) mod xattr;
+
+/// What lets names be changed: a permit of the gate, or the authority of an undo that an administrator asked for.
+pub(crate) trait Reach {
+    fn tree(&self) -> &Arc<Tree>;
+    fn undo(&self) -> Capture<'_>;
+    fn limits(&self) -> Checked<Arc<[Limit]>>;
+}
+
+impl<On> Reach for Permit<'_, On> {
+    fn tree(&self) -> &Arc<Tree> {
+        self.tree()
+    }
+
+    fn undo(&self) -> Capture<'_> {
+        self.undo()
+    }
+
+    fn limits(&self) -> Checked<Arc<[Limit]>> {
+        self.limits()
+    }
+}

@@ -27,6 +27,7 @@ pub(crate) fn read(
     if i64::try_from(offset).is_err() {
         return Err(Refusal::errno(Errno::INVAL));
     }
+    permit.undo().reading(&open.node);
     let file = open.file()?;
     let length = (length as usize).min(MAX_DATA);
     let flags = if permit.inline() { ReadWriteFlags::NOWAIT } else { ReadWriteFlags::empty() };

@@ -28,6 +28,7 @@ pub(crate) fn write(permit: &Permit<'_, OnHandle>, offset: u64, data: &[u8]) -> 
         }
         permit.require(if start < stat.size() { Deed::Change } else { Deed::Extend })?;
         let change = sizes::prepare(permit, &open.node, &stat, end)?;
+        permit.undo().content(&open.node, file, &stat, start, end)?;
         let (count, error) = write_all(file, data, start);
         let size = stat.size().max(if count == 0 { 0 } else { start + count as u64 });
         change.done(size);
@@ -37,6 +38,7 @@ pub(crate) fn write(permit: &Permit<'_, OnHandle>, offset: u64, data: &[u8]) -> 
         }
     };
     if open.flags.sync {
+        permit.sync_undo()?;
         rustix::fs::fdatasync(file)?;
     }
     permit.session().wrote(count as u64);

@@ -87,7 +87,11 @@ pub(crate) fn set(
     let flags = XattrFlags::from_bits(flags)
         .filter(|flags| (XattrFlags::CREATE | XattrFlags::REPLACE).contains(*flags))
         .ok_or_else(|| Refusal::errno(Errno::INVAL))?;
-    with_file(permit, |file| Ok(fsetxattr(file, name, value, flags)?))?;
+    with_file(permit, |file| {
+        let _size = permit.node().size.lock();
+        permit.undo().xattr(permit.node(), file, name)?;
+        Ok(fsetxattr(file, name, value, flags)?)
+    })?;
     Ok(Outcome::Done)
 }
 
@@ -96,6 +100,10 @@ pub(crate) fn remove(permit: &Permit<'_, OnNode>, name: &[u8]) -> Checked<Outcom
     if !has_attributes(permit) {
         return Err(Refusal::errno(Errno::PERM));
     }
-    with_file(permit, |file| Ok(fremovexattr(file, name)?))?;
+    with_file(permit, |file| {
+        let _size = permit.node().size.lock();
+        permit.undo().xattr(permit.node(), file, name)?;
+        Ok(fremovexattr(file, name)?)
+    })?;
     Ok(Outcome::Done)
 }
