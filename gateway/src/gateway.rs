@@ -21,6 +21,7 @@ use crate::session::parked::Parked;
 use crate::session::registry::Registry;
 use crate::session::{Link, Session};
 use crate::threads::Threads;
+use crate::undo::UndoOptions;
 
 /// How long a fenced connection stays, so that its client hears why.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -73,6 +74,8 @@ pub struct Start<'a> {
     pub special_files: SpecialFiles,
     /// The clock.
     pub clock: Arc<dyn Clock>,
+    /// The undo log; `None`: nothing can be taken back.
+    pub undo: Option<crate::config::Undo>,
 }
 
 /// A running gateway.
@@ -132,7 +135,17 @@ impl Gateway {
             Audit::open(state, start.limits.audit_bytes, start.limits.audit_files, start.clock.clone())?;
         let ledger = Ledger::open(&state.join("ledger.redb"), &id, now)?;
         let options = EngineOptions { special_files: start.special_files, ..EngineOptions::default() };
-        let engine = Engine::open(start.data, options)?;
+        let engine = match start.undo {
+            None => Engine::open(start.data, options)?,
+            Some(undo) => {
+                let kept = UndoOptions {
+                    vault: undo.vault,
+                    space: undo.space,
+                    ..UndoOptions::new(start.clock.clone())
+                };
+                Engine::with_undo(start.data, options, &kept)?
+            }
+        };
         let sessions_dir = state.join("sessions");
         make_directory(&sessions_dir)?;
         let machine = read_machine_boot();
@@ -167,6 +180,7 @@ impl Gateway {
         });
         let had_locks = gateway.find_sessions()?;
         gateway.begin_lock_grace(had_locks);
+        gateway.keep_undo()?;
         let own = Arc::downgrade(&gateway);
         std::thread::Builder::new()
             .name("housekeeping".into())

@@ -25,3 +25,4 @@ pub mod threads;
 pub mod trail;
 mod tree;
 pub mod undo;
+mod undoing;

@@ -227,7 +227,7 @@ impl Carry<'_> {
     fn again<T>(&self, mut act: impl FnMut() -> Checked<T>) -> Checked<T> {
         for _ in 0..ATTEMPTS {
             match act() {
-                Err(Refusal::Count(meter)) => meter.ensure_counted(self.tree())?,
+                Err(Refusal::Count(meter)) => meter.ensure_counted(self.tree(), &|| false)?,
                 Err(Refusal::WouldBlock) => std::thread::yield_now(),
                 other => return other,
             }
