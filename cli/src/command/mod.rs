@@ -1,9 +1,16 @@
 //! The subcommands, one file each, and what they share: where the base directory is, what time it is, how to speak.
 
 mod attenuate;
+<<<<<<< HEAD
 mod enroll;
 mod grant;
 mod incidents;
+=======
+mod blast;
+mod cat;
+mod grant;
+mod history;
+>>>>>>> 1b42125 (contract undo, blast, history, cat; a lab test of an attack that is taken back)
 mod init;
 mod keygen;
 mod list;
@@ -14,6 +21,7 @@ mod renew;
 mod revoke;
 mod sessions;
 mod show;
+mod undo;
 
 use std::io::{stderr, stdout};
 use std::path::{Path, PathBuf};
@@ -69,6 +77,10 @@ enum Command {
     Show(show::Show),
     List(list::List),
     Sessions(sessions::Sessions),
+    Undo(undo::Undo),
+    Blast(blast::Blast),
+    History(history::History),
+    Cat(cat::Cat),
     Policy(policy::Policy),
     Recover(recover::Recover),
     Incidents(incidents::Incidents),
@@ -86,7 +98,12 @@ pub(crate) struct Context {
     /// When the command began.
     pub started: Instant,
     timeout: Duration,
+<<<<<<< HEAD
     json: bool,
+=======
+    /// The result is wanted as JSON.
+    pub json: bool,
+>>>>>>> 1b42125 (contract undo, blast, history, cat; a lab test of an attack that is taken back)
 }
 
 impl Context {
@@ -145,6 +162,7 @@ pub fn main() -> ExitCode {
         clock: Clock::system(),
         style: if json { Style::PLAIN } else { Style::of(&stdout()) },
         started,
+        json,
         timeout: Duration::from_secs(cli.timeout.unwrap_or(10).max(1)),
         json,
     };
@@ -183,6 +201,10 @@ fn run(command: Command, context: &Context) -> Result<Report, Failure> {
         Command::Show(args) => args.run(context),
         Command::List(args) => args.run(context),
         Command::Sessions(args) => args.run(context),
+        Command::Undo(args) => args.run(context),
+        Command::Blast(args) => args.run(context),
+        Command::History(args) => args.run(context),
+        Command::Cat(args) => args.run(context),
         Command::Policy(args) => args.run(context),
         Command::Recover(args) => args.run(context),
         Command::Incidents(args) => args.run(context),

@@ -480,7 +480,7 @@ fn outrunning_the_space_fences() {
     let since = world.now();
     let (told, overrun) = std::sync::mpsc::channel();
     let told = shared_sender(told);
-    world.engine.on_overrun(move |over| told(over));
+    world.engine.on_overrun(told);
     let space = UndoSpace { bytes: Some(300_000), full: UndoFull::Fence };
     let guest = world.guest_with("mail", 1, WINDOW, space);
     write_to(&guest, "a/big", 0, &[0; 100_000]);
