@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use strongroom_contracts::Application;
+use strongroom_protocol::admin::{Alert, AlertKind};
 
 use crate::audit::Record;
 use crate::gateway::{Gateway, StartError};
@@ -52,6 +53,16 @@ impl Gateway {
                 "{} bytes of undo space are used up by {}: fenced until a new contract is deposited",
                 over.space, over.used
             );
+            gateway.alerts.raise(Alert {
+                number: 0,
+                at_us: gateway.clock.now_us(),
+                kind: AlertKind::UndoSpace,
+                application: application.clone(),
+                contract: None,
+                session: None,
+                evidence: text.clone(),
+                count: 1,
+            });
             gateway.note_undo("undo-full", Some(&over.application), text);
             if let Err(error) = gateway.fence_locally(&application) {
                 gateway.note_undo(

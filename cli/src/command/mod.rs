@@ -1,16 +1,12 @@
 //! The subcommands, one file each, and what they share: where the base directory is, what time it is, how to speak.
 
 mod attenuate;
-<<<<<<< HEAD
-mod enroll;
-mod grant;
-mod incidents;
-=======
 mod blast;
 mod cat;
+mod enroll;
 mod grant;
 mod history;
->>>>>>> 1b42125 (contract undo, blast, history, cat; a lab test of an attack that is taken back)
+mod incidents;
 mod init;
 mod keygen;
 mod list;
@@ -98,12 +94,8 @@ pub(crate) struct Context {
     /// When the command began.
     pub started: Instant,
     timeout: Duration,
-<<<<<<< HEAD
-    json: bool,
-=======
     /// The result is wanted as JSON.
     pub json: bool,
->>>>>>> 1b42125 (contract undo, blast, history, cat; a lab test of an attack that is taken back)
 }
 
 impl Context {
@@ -162,7 +154,6 @@ pub fn main() -> ExitCode {
         clock: Clock::system(),
         style: if json { Style::PLAIN } else { Style::of(&stdout()) },
         started,
-        json,
         timeout: Duration::from_secs(cli.timeout.unwrap_or(10).max(1)),
         json,
     };

@@ -166,16 +166,13 @@ impl Door {
                 Some((AdminAnswer::Contracts { next: None }, encode_list(&list).unwrap()))
             }
             AdminRequest::FenceLocally { .. }
-<<<<<<< HEAD
             | AdminRequest::Alerts { .. }
-            | AdminRequest::AuditLines { .. } => refused("no"),
-=======
+            | AdminRequest::AuditLines { .. }
             | AdminRequest::Undo(_)
             | AdminRequest::UndoProgress { .. }
             | AdminRequest::Blast { .. }
             | AdminRequest::History { .. }
             | AdminRequest::FileAt { .. } => refused("no"),
->>>>>>> 1b42125 (contract undo, blast, history, cat; a lab test of an attack that is taken back)
         }
     }
 
