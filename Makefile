@@ -70,6 +70,7 @@ bench: need-bench
 	@$(LINK)
 	$(BIN)/bench $(PEERS) --json "$(TARGET)/bench/results.json" --html "$(TARGET)/bench/results.html" $(BENCH_ARGS)
 	$(BIN)/revoke $(REVOKE_ARGS)
+	$(BIN)/recovery $(RECOVERY_ARGS)
 	$(CARGO) bench --locked -p strongroom-benches --bench verify
 
 scale: need-build

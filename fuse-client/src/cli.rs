@@ -15,6 +15,7 @@ use crate::contract::{ContractFile, FileError, read_key};
 use crate::fs::Fs;
 use crate::fuse::Bridge;
 use crate::journal::Journal;
+use crate::kernel::Kernel;
 use crate::mount::{self, Attach, Attached, MountError};
 use crate::options::{self, Command, Options};
 use crate::state::State;
@@ -226,14 +227,17 @@ fn serve(options: &Options, child: bool) -> Result<(), Failure> {
     };
     let (device, attached) = mount::attach(&attach)?;
     let attached = Arc::new(attached);
-    let session = match start(bridge, device) {
-        Ok(session) => session,
+    let notices = device.try_clone().map_err(system("cannot copy the descriptor of the mount"));
+    let session = match notices.and_then(|notices| Ok((start(bridge, device)?, notices))) {
+        Ok((session, notices)) => {
+            state.set_kernel(Kernel::new(notices));
+            session
+        }
         Err(failure) => {
             attached.detach();
             return Err(failure);
         }
     };
-    state.set_notifier(session.notifier());
     let ended = run_session(session, attached.clone(), signals);
     let ended = match ended {
         Ok(ended) => ended,

@@ -1,7 +1,7 @@
 //! What the kernel asks, unpacked and handed to [`crate::fs`]; its answers, packed and sent back. Nothing else happens here.
 //!
-//! Entries and attributes are valid for no time at all: without leases, whatever another guest was told is done must be
-//! seen here at once.
+//! Entries and attributes are valid for as long as a lease may last, and for no time without: whatever another guest was told
+//! is done must be seen here at once.
 
 use std::ffi::OsStr;
 use std::io;
@@ -12,22 +12,23 @@ use std::time::{Duration, SystemTime};
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem,
-    FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLock,
-    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLock, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use strongroom_protocol::frame::MAX_DATA;
 
-use crate::fs::{Caller, Change, DirOut, Fs, LockRange, Opened, SeekFrom, Sink, Told};
+use crate::fs::{Attrs, Caller, Change, DirOut, Fs, LockRange, Opened, SeekFrom, Sink, Told};
 
-/// No time at all.
-const TTL: Duration = Duration::ZERO;
+const NO_TIME: Duration = Duration::ZERO;
 /// Requests that the kernel may have under way in the background (read-ahead, write-back of mappings).
 const MAX_BACKGROUND: u16 = 256;
 
 /// Wanted of the kernel; each is left out where it is not offered. What `fuser` 0.18 lets one ask for without supporting it
 /// (SETXATTR_EXT, HANDLE_KILLPRIV_V2, ALLOW_IDMAP, …) is not among them.
-const WANTED: [InitFlags; 9] = [
+const WANTED: [InitFlags; 10] = [
+    // Handles that append bypass the cache; mapping what they have open is still allowed.
+    InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_ASYNC_DIO,
     InitFlags::FUSE_DO_READDIRPLUS,
@@ -57,14 +58,16 @@ fn caller(request: &Request) -> Caller {
 
 fn entry_reply(reply: ReplyEntry) -> impl FnOnce(Result<Told, Errno>) + Send {
     move |result| match result {
-        Ok(told) => reply.entry(&TTL, &told.attr, Generation(told.generation)),
+        Ok(Told { attr, generation, attr_ttl, entry_ttl }) => {
+            reply.entry_with_ttls(&attr_ttl, &entry_ttl, &attr, Generation(generation));
+        }
         Err(errno) => reply.error(errno),
     }
 }
 
-fn attr_reply(reply: ReplyAttr) -> impl FnOnce(Result<FileAttr, Errno>) + Send {
+fn attr_reply(reply: ReplyAttr) -> impl FnOnce(Result<Attrs, Errno>) + Send {
     move |result| match result {
-        Ok(attr) => reply.attr(&TTL, &attr),
+        Ok(Attrs { attr, ttl }) => reply.attr(&ttl, &attr),
         Err(errno) => reply.error(errno),
     }
 }
@@ -144,10 +147,12 @@ impl Sink for Plus {
                 flags: 0,
             },
             generation: 0,
+            attr_ttl: NO_TIME,
+            entry_ttl: NO_TIME,
         };
         let told = entry.told.unwrap_or(unknown);
-        let name = OsStr::from_bytes(entry.name);
-        self.0.add(INodeNo(entry.number), entry.offset, name, &TTL, &told.attr, Generation(told.generation))
+        let (name, ttl) = (OsStr::from_bytes(entry.name), told.attr_ttl.min(told.entry_ttl));
+        self.0.add(INodeNo(entry.number), entry.offset, name, &ttl, &told.attr, Generation(told.generation))
     }
 
     fn finish(self, result: Result<(), Errno>) {
@@ -323,7 +328,7 @@ impl Filesystem for Bridge {
 
     fn opendir(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         self.fs.opendir(caller(request), ino.0, move |result| match result {
-            Ok(file) => reply.opened(FileHandle(file), FopenFlags::empty()),
+            Ok(Opened { file, flags }) => reply.opened(FileHandle(file), flags),
             Err(errno) => reply.error(errno),
         });
     }
@@ -424,7 +429,8 @@ impl Filesystem for Bridge {
         let place = (parent.0, name.as_bytes());
         self.fs.create(caller(request), place, mode, flags, move |result| match result {
             Ok((told, opened)) => reply.created(
-                &TTL,
+                // One time for the name and for the attributes, which must not be kept.
+                &NO_TIME,
                 &told.attr,
                 Generation(told.generation),
                 FileHandle(opened.file),

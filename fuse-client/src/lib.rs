@@ -4,7 +4,8 @@
 //! are elsewhere: calls wait while the gateway is away and then go on, and end at once when the contract is void.
 //!
 //! [`fuse`] unpacks what the kernel asks and replies; [`fs`] knows what the answers are, and can be tested without a kernel;
-//! [`transport`] carries requests; [`state`] is what both remember; [`mount`] attaches and detaches.
+//! [`transport`] carries requests; [`state`] is what both remember; [`lease`] is what of it may be used without asking again, and
+//! [`kernel`] how the kernel is told when it may not; [`mount`] attaches and detaches.
 
 pub mod attr;
 pub mod cli;
@@ -13,7 +14,10 @@ pub mod errno;
 pub mod fs;
 pub mod fuse;
 pub mod journal;
+pub mod kernel;
+pub mod lease;
 pub mod mount;
+mod opening;
 pub mod options;
 pub mod state;
 mod sys;

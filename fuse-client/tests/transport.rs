@@ -14,11 +14,13 @@ use strongroom_contracts::{
 use strongroom_fuse_client::contract::ContractFile;
 use strongroom_fuse_client::errno::Ended;
 use strongroom_fuse_client::journal::Journal;
+use strongroom_fuse_client::lease::Heard;
 use strongroom_fuse_client::state::State;
 use strongroom_fuse_client::transport::{Call, Carrier, OpenError, Payload, Settings, Transport};
 use strongroom_protocol::attr::Node;
 use strongroom_protocol::codec;
 use strongroom_protocol::hello::{Answer, GrantInfo, Hello, Refused, RefusedCode, SessionId, Welcome};
+use strongroom_protocol::lease::{Lease, LeaseTerms, Note, Recalled, What};
 use strongroom_protocol::name::Name;
 use strongroom_protocol::op::{Op, Request};
 use strongroom_protocol::reply::{Event, Failure, FenceReason, FromGateway, Outcome};
@@ -94,8 +96,37 @@ impl Visitor {
     }
 
     fn request(&mut self) -> Request {
+        loop {
+            let request = self.any_request();
+            if request.op != Op::TakeLeases {
+                return request;
+            }
+        }
+    }
+
+    /// The next request, even if it is the one for leases.
+    fn any_request(&mut self) -> Request {
         assert!(self.channel.receiver.recv(&mut self.frame).unwrap(), "the client hung up");
         codec::decode_header(self.frame.header()).unwrap()
+    }
+
+    /// Answers the request for leases, which comes first on each connection.
+    fn lend(&mut self) {
+        let request = self.any_request();
+        assert_eq!(request.op, Op::TakeLeases);
+        let terms = LeaseTerms { keep_ms: 3_600_000, recall_ms: 1000, most: 1000 };
+        self.leased(request.id, Outcome::Terms(terms), Note::default());
+    }
+
+    fn leased(&self, id: u64, outcome: Outcome, note: Note) {
+        self.send(&FromGateway::Leased { id, outcome, note });
+    }
+
+    fn recall(&self, id: u64, stamp: u64, items: &[Recalled]) {
+        let mut header = vec![];
+        codec::encode_header(&FromGateway::Event(Event::Recall { id, stamp }), &mut header).unwrap();
+        let data = codec::encode_list(&items.to_vec()).unwrap();
+        self.channel.sender.send(&header, &data).unwrap();
     }
 
     fn reply(&self, id: u64, outcome: Outcome) {
@@ -171,7 +202,7 @@ fn ask(transport: &Transport, op: Op) -> Told {
     let done = Box::new(move |result: Result<strongroom_fuse_client::transport::Answer<'_>, Ended>| {
         tell.send(result.map(|answer| answer.outcome)).unwrap();
     });
-    transport.submit(Call { op, data: Payload::default(), pid: 0, done });
+    transport.submit(Call { op, data: Payload::default(), pid: 0, done, keep: None });
     told
 }
 
@@ -475,4 +506,97 @@ fn a_void_contract_file_is_made_good_by_what_the_gateway_keeps() {
             }
         });
     }
+}
+
+/// What a client knows of the root, asked for with `asked` and answered under a shared lease.
+fn known(state: &State) -> bool {
+    state.leases.table().attr(ROOT, Instant::now()).is_some()
+}
+
+fn learn(transport: &Transport, state: &Arc<State>) {
+    let asked = state.leases.table().ask(Instant::now());
+    let (tell, told) = mpsc::channel();
+    let learnt = state.clone();
+    let done = Box::new(move |result: Result<strongroom_fuse_client::transport::Answer<'_>, Ended>| {
+        let answer = result.unwrap();
+        let Outcome::Attr(attr) = answer.outcome else { panic!("no attributes") };
+        let heard = Heard { asked, life: answer.life, note: answer.note };
+        learnt.leases.table().learn(&heard, ROOT, answer.note.node, &attr, true);
+        tell.send(()).unwrap();
+    });
+    let op = Op::Getattr { node: ROOT, handle: None };
+    transport.submit(Call { op, data: Payload::default(), pid: 0, done, keep: None });
+    told.recv_timeout(HANG).unwrap();
+}
+
+fn root_attr() -> Outcome {
+    let time = strongroom_protocol::attr::Time::default();
+    Outcome::Attr(strongroom_protocol::attr::Attr {
+        ino: ROOT.ino,
+        generation: 1,
+        mode: 0o040_755,
+        nlink: 2,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: 4096,
+        size: 0,
+        blocks: 0,
+        atime: time,
+        mtime: time,
+        ctime: time,
+        btime: time,
+    })
+}
+
+#[test]
+fn a_recall_is_answered_when_nothing_is_left_of_what_it_names() {
+    let (go, gone) = mpsc::channel::<()>();
+    let script = move |_: &Door, mut first: Visitor| {
+        first.lend();
+        let request = first.any_request();
+        first.leased(request.id, root_attr(), Note { stamp: 1, node: Lease::Shared, ..Note::default() });
+        gone.recv_timeout(HANG).unwrap();
+        let what = What::All { data: false, open: false };
+        // The second is of a grant that the contract does not have.
+        let other = Node { grant: 9, ino: 1 };
+        first.recall(7, 2, &[Recalled { node: ROOT, what: what.clone() }, Recalled { node: other, what }]);
+        assert_eq!(first.any_request().op, Op::Recalled { id: 7 });
+        first.event(Event::LeasesLost { id: 8, stamp: 3 });
+        assert_eq!(first.any_request().op, Op::Recalled { id: 8 });
+    };
+    with(setup(None, true), script, |transport, state| {
+        learn(transport, state);
+        assert!(known(state));
+        go.send(()).unwrap();
+        let start = Instant::now();
+        while known(state) {
+            assert!(start.elapsed() < HANG);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+}
+
+#[test]
+fn with_the_last_connection_all_leases_are_gone_before_there_is_another() {
+    let script = |door: &Door, mut first: Visitor| {
+        first.lend();
+        let request = first.any_request();
+        first.leased(request.id, root_attr(), Note { stamp: 1, node: Lease::Shared, ..Note::default() });
+        let last = first.any_request();
+        first.channel.closer.close();
+        let mut second = door.take();
+        second.welcome(1, true);
+        second.lend();
+        let again = second.request();
+        assert_eq!(again, last);
+        second.reply(again.id, Outcome::Done);
+    };
+    with(setup(None, true), script, |transport, state| {
+        learn(transport, state);
+        let life = state.leases.table().life();
+        assert_eq!(ask(transport, unlink("a")).recv_timeout(HANG).unwrap(), Ok(Outcome::Done));
+        assert!(!known(state));
+        assert_eq!(state.leases.table().life(), life + 1);
+    });
 }

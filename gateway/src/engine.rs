@@ -16,8 +16,10 @@
 //!   give the surviving ones to [`EngineSession::new`] when a session is resumed by a new process.
 //! - [`EngineSession::describe`] names the objects of an operation for audit lines (before `serve` for operations that
 //!   make or remove names or handles).
+//! - For sessions that take leases: [`EngineSession::answer_to`] before the first `Op::TakeLeases`,
+//!   [`EngineSession::left_alone`] when the last connection is gone; [`Done::note`] goes with the outcome.
 //! - `Op::Ping`, `Op::Bye`, `Op::Forget` and `Op::CancelLock` are served too (`Bye` does nothing here; the door closes
-//!   the session). `Op::Forget` has no reply: do not send its outcome.
+//!   the session). `Op::Forget` and `Op::Recalled` have no reply: do not send their outcome.
 
 mod dispatch;
 mod replay;
@@ -28,6 +30,7 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use rustix::io::Errno;
@@ -44,6 +47,7 @@ pub use types::*;
 use crate::gate::Gate;
 use crate::gate::grant::GrantState;
 use crate::handles::Handles;
+use crate::leases::{Deal, Grace, Lessee, LesseeParts, Lessees, Mode, Waiting};
 use crate::locks::Locks;
 use crate::nodes::Nodes;
 use crate::store;
@@ -54,6 +58,8 @@ use crate::undo::{Actor, Undo, UndoOptions};
 pub(crate) struct Shared {
     pub(crate) tree: Arc<Tree>,
     pub(crate) locks: Locks,
+    pub(crate) lessees: Lessees,
+    pub(crate) grace: Grace,
     pub(crate) options: EngineOptions,
     /// The process may make files for others.
     pub(crate) privileged: bool,
@@ -62,6 +68,32 @@ pub(crate) struct Shared {
     /// When it was opened, in the form of a generation.
     pub(crate) started: u64,
     sessions: AtomicU64,
+}
+
+/// A request that waits for other sessions to let go of leases. Its marks stay until it is dropped.
+pub struct Parked {
+    engine: Arc<Shared>,
+    deal: Deal,
+    waiting: Waiting,
+}
+
+impl Parked {
+    /// Whether all that was asked for has been answered, or lost.
+    pub fn is_over(&self) -> bool {
+        self.waiting.is_over()
+    }
+
+    /// Those who have not answered lose their leases: it has lasted too long.
+    pub fn give_up(&self) {
+        self.waiting.give_up(&self.engine);
+    }
+}
+
+impl Shared {
+    /// A number for a session, unique in the life of the process.
+    pub(crate) fn next_session(&self) -> u64 {
+        self.sessions.fetch_add(1, Ordering::SeqCst)
+    }
 }
 
 /// An fsync(2) that was let in.
@@ -85,7 +117,8 @@ pub struct EngineSession {
     engine: Arc<Shared>,
     /// Unique in the life of the process.
     pub(crate) number: u64,
-    pub(crate) grants: Box<[GrantState]>,
+    pub(crate) grants: Arc<[GrantState]>,
+    pub(crate) lessee: Arc<Lessee>,
     pub(crate) nodes: Nodes,
     pub(crate) handles: Handles,
     pub(crate) claims: Mutex<HashSet<Claim>>,
@@ -140,6 +173,8 @@ impl Engine {
         let shared = Shared {
             tree,
             locks: Locks::default(),
+            lessees: Lessees::default(),
+            grace: Grace::default(),
             options,
             undo,
             privileged: rustix::process::geteuid().is_root(),
@@ -157,8 +192,30 @@ impl Engine {
         call: Call<'_>,
         out: &mut ReplyBuf,
     ) -> Served {
-        dispatch::serve(&self.gate(session, admission, false), call, out)
+        let deal = Deal::new(&session.lessee, Mode::Client);
+        dispatch::serve(&self.gate(session, admission, false, &deal), call, out)
             .unwrap_or(Served::Done(Done::failed(Errno::IO)))
+    }
+
+    /// The same, but returns where [`Engine::serve`] would wait for other sessions to let go of leases. `parked`: what
+    /// it returned for this request before.
+    ///
+    /// # Errors
+    /// What is waited for; to be handed in again when it is over.
+    pub fn serve_or_park(
+        &self,
+        session: &EngineSession,
+        admission: &Admission,
+        call: Call<'_>,
+        out: &mut ReplyBuf,
+        parked: Option<Box<Parked>>,
+    ) -> Result<Served, Box<Parked>> {
+        let deal = parked.map_or_else(|| Deal::new(&session.lessee, Mode::Client), |parked| parked.deal);
+        let served = dispatch::serve_or_wait(&self.gate(session, admission, false, &deal), call, out);
+        match served {
+            Ok(served) => Ok(served.unwrap_or(Served::Done(Done::failed(Errno::IO)))),
+            Err(waiting) => Err(Box::new(Parked { engine: Arc::clone(&self.shared), deal, waiting })),
+        }
     }
 
     /// Carries out a request if it is of a kind that hardly blocks and the data are in memory; `None`: not done, use
@@ -173,7 +230,8 @@ impl Engine {
         if !dispatch::hardly_blocks(session, call.op) {
             return None;
         }
-        dispatch::serve(&self.gate(session, admission, true), call, out)
+        let deal = Deal::new(&session.lessee, Mode::Client);
+        dispatch::serve(&self.gate(session, admission, true, &deal), call, out)
     }
 
     /// Lets an fsync(2) in, which then runs without its admission: a fence need not wait for the disk.
@@ -188,7 +246,8 @@ impl Engine {
         data_only: bool,
     ) -> Result<Syncing, Failure> {
         let op = Op::Fsync { handle, data_only };
-        let permit = self.gate(session, admission, false).handle(&op, handle);
+        let deal = Deal::new(&session.lessee, Mode::Silent);
+        let permit = self.gate(session, admission, false, &deal).handle(&op, handle);
         let begun = permit.map(|permit| Syncing(store::fsync::begin(&permit, data_only)));
         let begun = begun.map_err(|refusal| refusal.failure());
         session.count(&begun.as_ref().err().map_or(Outcome::Done, |failure| Outcome::Failed(*failure)), 0);
@@ -197,7 +256,8 @@ impl Engine {
 
     /// What to note before a slotted operation runs. Cheap for operations that can simply run again.
     pub fn before(&self, session: &EngineSession, admission: &Admission, op: &Op, data: &[u8]) -> Before {
-        replay::before(&self.gate(session, admission, false), op, data)
+        let deal = Deal::new(&session.lessee, Mode::Silent);
+        replay::before(&self.gate(session, admission, false, &deal), op, data)
     }
 
     /// Decides whether an operation that was being carried out when the process died took effect, and answers it if so.
@@ -210,7 +270,8 @@ impl Engine {
         op: &Op,
         data: &[u8],
     ) -> Option<Done> {
-        replay::replayed(&self.gate(session, admission, false), before, op, data)
+        let deal = Deal::new(&session.lessee, Mode::Silent);
+        replay::replayed(&self.gate(session, admission, false, &deal), before, op, data)
     }
 
     /// While on, only locks that are reclaimed are given (after a restart); others fail with `Grace`.
@@ -218,8 +279,21 @@ impl Engine {
         self.shared.locks.set_grace(on);
     }
 
-    fn gate<'a>(&'a self, session: &'a EngineSession, admission: &'a Admission, inline: bool) -> Gate<'a> {
-        Gate { engine: &self.shared, session, admission, inline }
+    /// After a restart: sessions whose clients had leases of the former process. Until they take leases again or end, or
+    /// the time of a recall has passed, what they might keep is not changed.
+    pub fn begin_lease_grace<'s>(&self, sessions: impl Iterator<Item = &'s EngineSession>) {
+        let missing = sessions.map(|session| session.number).collect();
+        self.shared.grace.begin(missing, Instant::now() + self.shared.options.leases.recall);
+    }
+
+    fn gate<'a>(
+        &'a self,
+        session: &'a EngineSession,
+        admission: &'a Admission,
+        inline: bool,
+        deal: &'a Deal,
+    ) -> Gate<'a> {
+        Gate { engine: &self.shared, session, admission, inline, deal }
     }
 }
 
@@ -231,13 +305,24 @@ impl EngineSession {
         bounds: SessionBounds,
         claims: &[Claim],
     ) -> EngineSession {
-        let number = engine.shared.sessions.fetch_add(1, Ordering::SeqCst);
+        let number = engine.shared.next_session();
         // Handles of a former process are told apart by the clock; it only matters to clients that mix them up.
         let serial = crate::tree::coarse_ms() as u32;
+        let grants: Arc<[GrantState]> = contract.grants.iter().cloned().map(GrantState::new).collect();
+        let lessees = &engine.shared.lessees;
+        let lessee = Lessee::new(LesseeParts {
+            number,
+            grants: Arc::clone(&grants),
+            most: bounds.leases,
+            recall: engine.shared.options.leases.recall,
+            offences: lessees.offences(contract.ids.first().copied().unwrap_or(contract.id())),
+        });
+        lessees.add(&lessee);
         EngineSession {
             engine: Arc::clone(&engine.shared),
             number,
-            grants: contract.grants.iter().cloned().map(GrantState::new).collect(),
+            grants,
+            lessee,
             nodes: Nodes::new(bounds.nodes),
             handles: Handles::new(bounds.handles, serial),
             claims: Mutex::new(claims.iter().copied().collect()),
@@ -258,7 +343,8 @@ impl EngineSession {
 
     /// The grants as the client needs to know them.
     pub fn grant_infos(&self, admission: &Admission) -> Vec<GrantInfo> {
-        let gate = Gate { engine: &self.engine, session: self, admission, inline: false };
+        let deal = Deal::new(&self.lessee, Mode::Silent);
+        let gate = Gate { engine: &self.engine, session: self, admission, inline: false, deal: &deal };
         let info = |(number, grant): (usize, &GrantState)| {
             let EffectiveGrant { mount, rights, ownership, .. } = &grant.terms;
             // Contracts have at most a few hundred grants.
@@ -271,6 +357,27 @@ impl EngineSession {
             GrantInfo { mount: mount.clone(), rights: *rights, ownership: *ownership, root }
         };
         self.grants.iter().enumerate().map(info).collect()
+    }
+
+    /// How the session's client is told of recalls. Only the first call counts.
+    pub fn answer_to(&self, teller: Arc<dyn Teller>) {
+        self.lessee.set_teller(teller);
+    }
+
+    /// The client has answered a recall (also served as an operation). `false`: none of this number is unanswered.
+    pub fn recalled(&self, id: u64) -> bool {
+        self.lessee.answered(id)
+    }
+
+    /// The session has no connection any more, so that no recall reaches its client. `knows`: the client closed it, and has
+    /// forgotten what it held; otherwise it is given the time of a recall to notice.
+    pub fn left_alone(&self, knows: bool) {
+        self.lessee.leave_alone(knows);
+    }
+
+    /// A connection of several is gone: what was recalled on it is recalled on the others.
+    pub fn lost_a_link(&self) {
+        self.lessee.repeat();
     }
 
     /// The paths that an operation is about, as seen in the mount, for audit lines.
@@ -305,6 +412,7 @@ impl EngineSession {
             handles: small(self.handles.len()),
             nodes: small(self.nodes.len()),
             locks: small(self.engine.locks.count(self.number)),
+            leases: small(self.lessee.len()),
             operations: self.operations.load(Ordering::Relaxed),
             denied: self.denied.load(Ordering::Relaxed),
             bytes_read: self.read.load(Ordering::Relaxed),
@@ -318,6 +426,9 @@ impl EngineSession {
         let small = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         let handles = self.handles.close();
         let (locks, waiting) = self.engine.locks.release_session(self.number);
+        self.lessee.end();
+        self.engine.lessees.remove(self.number);
+        self.engine.grace.back(self.number);
         self.nodes.clear();
         self.claims.lock().clear();
         self.grants.iter().for_each(GrantState::close);

@@ -14,7 +14,7 @@ use crate::alerts::Alerts;
 use crate::audit::{Audit, AuditError, Record};
 use crate::clock::Clock;
 use crate::config::Limits;
-use crate::engine::{Engine, EngineError, EngineOptions, SpecialFiles};
+use crate::engine::{Engine, EngineError, EngineOptions, LeaseOptions, SpecialFiles};
 use crate::ledger::{Ledger, LedgerError};
 use crate::session::lock_grace::LockGrace;
 use crate::session::parked::Parked;
@@ -25,6 +25,8 @@ use crate::undo::UndoOptions;
 
 /// How long a fenced connection stays, so that its client hears why.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// How long clients keep what they have leases on, where nobody notices what an administrator changes.
+const BLIND: Duration = Duration::from_secs(1);
 /// How often the housekeeping looks around, at least.
 const TICK: Duration = Duration::from_secs(1);
 /// How long a stop waits for operations under way.
@@ -134,7 +136,9 @@ impl Gateway {
         let audit =
             Audit::open(state, start.limits.audit_bytes, start.limits.audit_files, start.clock.clone())?;
         let ledger = Ledger::open(&state.join("ledger.redb"), &id, now)?;
-        let options = EngineOptions { special_files: start.special_files, ..EngineOptions::default() };
+        let leases = LeaseOptions { recall: start.limits.recall, keep: start.limits.keep.unwrap_or(BLIND) };
+        let options =
+            EngineOptions { leases, special_files: start.special_files, ..EngineOptions::default() };
         let engine = match start.undo {
             None => Engine::open(start.data, options)?,
             Some(undo) => {
@@ -161,7 +165,7 @@ impl Gateway {
             alerts: Alerts::default(),
             ledger,
             engine,
-            threads: Threads::new(start.limits.connections + start.limits.workers + 64),
+            threads: Threads::new(start.limits.connections + 2 * start.limits.workers + 64),
             registry: Mutex::default(),
             parked: Parked::new(start.limits.waiting),
             machine,
@@ -179,6 +183,8 @@ impl Gateway {
             ..Record { event: "start", ..Record::default() }
         });
         let had_locks = gateway.find_sessions()?;
+        let lessees = gateway.sessions_where(|session| session.slots.leases_taken());
+        gateway.engine.begin_lease_grace(lessees.iter().map(|session| &session.engine));
         gateway.begin_lock_grace(had_locks);
         gateway.keep_undo()?;
         let own = Arc::downgrade(&gateway);

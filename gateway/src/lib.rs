@@ -13,6 +13,7 @@ pub mod fence;
 pub mod gate;
 pub mod gateway;
 mod handles;
+mod leases;
 pub mod ledger;
 mod locks;
 mod nodes;

@@ -26,6 +26,7 @@ use crate::engine::{Before, Claim, ClaimChange};
 const MAGIC: &[u8; 8] = b"SRSLOTS1";
 const HEADER: u64 = 4096;
 const LOCKS_AT: u64 = 64;
+const LEASES_AT: u64 = 65;
 const RECORD: usize = 256;
 const CLAIM: usize = 32;
 /// Longest encoded outcome that a record holds; those of slotted requests have no data and are shorter.
@@ -85,6 +86,7 @@ pub struct Slots {
     ended: Condvar,
     claims: Mutex<Claims>,
     locks_used: AtomicBool,
+    leases_taken: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -123,7 +125,10 @@ impl Slots {
         let count = u16::from_le_bytes([low, high]);
         let mut locks = [0];
         let locks_used = read_at(&file, &mut locks, LOCKS_AT)? && locks == [1];
+        let mut leases = [0];
+        let leases_taken = read_at(&file, &mut leases, LEASES_AT)? && leases == [1];
         let slots = Slots::new(file, count, locks_used);
+        slots.leases_taken.store(leases_taken, Ordering::Relaxed);
         for index in 0..count {
             let mut record = [0; RECORD];
             if !read_at(&slots.file, &mut record, record_at(index))? {
@@ -145,6 +150,7 @@ impl Slots {
             ended: Condvar::new(),
             claims: Mutex::default(),
             locks_used: AtomicBool::new(locks_used),
+            leases_taken: AtomicBool::new(false),
         }
     }
 
@@ -258,6 +264,24 @@ impl Slots {
     /// Whether the session has had a lock.
     pub fn locks_used(&self) -> bool {
         self.locks_used.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the session takes leases, so that a successor gives its client time to forget what it keeps.
+    ///
+    /// # Errors
+    /// [`SlotsError::Io`].
+    pub fn note_leases(&self) -> Result<(), SlotsError> {
+        if self.leases_taken.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        self.file.write_all_at(&[1], LEASES_AT)?;
+        self.leases_taken.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Whether the session has taken leases.
+    pub fn leases_taken(&self) -> bool {
+        self.leases_taken.load(Ordering::Relaxed)
     }
 
     fn claim_at(&self, index: u64) -> u64 {

@@ -10,6 +10,7 @@ pub mod codec;
 pub mod enrol;
 pub mod frame;
 pub mod hello;
+pub mod lease;
 pub mod name;
 pub mod op;
 pub mod readdir;

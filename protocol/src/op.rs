@@ -110,6 +110,14 @@ pub enum Op {
     /// After a restart of the gateway: every lock that the session still wants is claimed, so that others need not wait for
     /// it any more (RFC 8881, 18.51). Reply: `Done`.
     Reclaimed,
+    /// The client answers recalls: leases may be given to the session from now on. Reply: `Terms`, as
+    /// [`crate::reply::FromGateway::Leased`] like all that follow on this connection; to be sent on each connection.
+    TakeLeases,
+    /// What a recall names is forgotten. Reply: none.
+    Recalled { id: u64 },
+    /// Open a file and read at most `length` bytes at `offset`. Reply: `Opened`, with the data; a repeated request is answered
+    /// without them.
+    OpenRead { node: Node, flags: OpenFlags, offset: u64, length: u32 },
 }
 
 /// What becomes of an existing target of a rename.
@@ -143,7 +151,8 @@ impl Op {
             | Op::Fallocate { .. }
             | Op::CopyRange { .. }
             | Op::Setxattr { .. }
-            | Op::Removexattr { .. } => true,
+            | Op::Removexattr { .. }
+            | Op::OpenRead { .. } => true,
             Op::Lookup { .. }
             | Op::Resolve { .. }
             | Op::Forget
@@ -164,7 +173,9 @@ impl Op {
             | Op::CancelLock { .. }
             | Op::Ping
             | Op::Bye
-            | Op::Reclaimed => false,
+            | Op::Reclaimed
+            | Op::TakeLeases
+            | Op::Recalled { .. } => false,
         }
     }
 
@@ -207,7 +218,10 @@ impl Op {
             | Op::CancelLock { .. }
             | Op::Ping
             | Op::Bye
-            | Op::Reclaimed => false,
+            | Op::Reclaimed
+            | Op::TakeLeases
+            | Op::Recalled { .. }
+            | Op::OpenRead { .. } => false,
         }
     }
 
@@ -251,6 +265,9 @@ impl Op {
             Op::Ping => "ping",
             Op::Bye => "bye",
             Op::Reclaimed => "reclaimed",
+            Op::TakeLeases => "take-leases",
+            Op::Recalled { .. } => "recalled",
+            Op::OpenRead { .. } => "open-read",
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Directory entries as they travel in a frame's data: packed one after the other, little-endian.
 //!
-//! `ino u64 | cookie u64 | kind u8 (d_type) | name length u8 | plus u8 | name | attributes if plus is 1`. Names are 1 to 255
-//! bytes; `.` and `..` are left out: the client makes them.
+//! `ino u64 | cookie u64 | kind u8 (d_type) | name length u8 | plus u8 | name | attributes if plus is 1 or 2`. If it is 2, the
+//! session holds a lease on the entry's node. Names are 1 to 255 bytes; `.` and `..` are left out: the client makes them.
 
 use crate::attr::Attr;
 use crate::codec::{self, CodecError};
@@ -20,6 +20,8 @@ pub struct DirEntry {
     pub name: Name,
     /// Attributes; absent if not asked for, or if the entry vanished meanwhile.
     pub attr: Option<Attr>,
+    /// Whether the session holds a shared lease on the entry's node from now on; only with attributes.
+    pub leased: bool,
 }
 
 const FIXED: usize = 8 + 8 + 3;
@@ -34,7 +36,8 @@ pub fn push(out: &mut Vec<u8>, entry: &DirEntry) -> Result<(), CodecError> {
     out.extend_from_slice(&entry.ino.to_le_bytes());
     out.extend_from_slice(&entry.cookie.to_le_bytes());
     // A name is at most 255 bytes.
-    out.extend_from_slice(&[entry.kind, entry.name.as_bytes().len() as u8, u8::from(entry.attr.is_some())]);
+    let plus = u8::from(entry.attr.is_some()) + u8::from(entry.attr.is_some() && entry.leased);
+    out.extend_from_slice(&[entry.kind, entry.name.as_bytes().len() as u8, plus]);
     out.extend_from_slice(entry.name.as_bytes());
     entry.attr.as_ref().map_or(Ok(()), |attr| codec::encode_header(attr, out))
 }
@@ -65,7 +68,7 @@ impl<'a> Entries<'a> {
         let name = Name::new(name).map_err(|error: NameError| CodecError(error.to_string()))?;
         let (attr, rest) = match plus {
             0 => (None, rest),
-            1 => {
+            1 | 2 => {
                 let (attr, rest) = rest.split_at_checked(attr_bytes()).ok_or_else(short)?;
                 (Some(codec::decode_header(attr)?), rest)
             }
@@ -78,6 +81,7 @@ impl<'a> Entries<'a> {
             kind: *kind,
             name,
             attr,
+            leased: *plus == 2,
         })
     }
 }
@@ -130,8 +134,16 @@ mod tests {
 
     #[test]
     fn entries_come_back() {
-        let one = DirEntry { ino: 7, cookie: 9, kind: 8, name: Name::new(b"a").unwrap(), attr: Some(attr()) };
-        let two = DirEntry { name: Name::new(&[0xff; 255]).unwrap(), attr: None, ..one.clone() };
+        let one = DirEntry {
+            ino: 7,
+            cookie: 9,
+            kind: 8,
+            name: Name::new(b"a").unwrap(),
+            attr: Some(attr()),
+            leased: true,
+        };
+        let two =
+            DirEntry { name: Name::new(&[0xff; 255]).unwrap(), attr: None, leased: false, ..one.clone() };
         let mut data = vec![];
         push(&mut data, &one).unwrap();
         assert_eq!(data.len(), FIXED + 1 + attr_bytes());
@@ -143,8 +155,14 @@ mod tests {
     #[test]
     fn cut_off_entries_are_an_error_and_the_end() {
         let mut data = vec![];
-        let one =
-            DirEntry { ino: 7, cookie: 9, kind: 8, name: Name::new(b"abc").unwrap(), attr: Some(attr()) };
+        let one = DirEntry {
+            ino: 7,
+            cookie: 9,
+            kind: 8,
+            name: Name::new(b"abc").unwrap(),
+            attr: Some(attr()),
+            leased: false,
+        };
         push(&mut data, &one).unwrap();
         for length in 1..data.len() {
             let read: Vec<_> = entries(&data[..length]).collect();

@@ -4,6 +4,7 @@ use bincode::{Decode, Encode};
 use strongroom_contracts::Rights;
 
 use crate::attr::{Attr, Handle, Lock, Node};
+use crate::lease::{LeaseTerms, Note};
 
 /// The header of every frame from the gateway to the client after the welcome.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -17,6 +18,15 @@ pub enum FromGateway {
     },
     /// Something that the client did not ask for.
     Event(Event),
+    /// The answer to a request of a session that takes leases.
+    Leased {
+        /// The request's id.
+        id: u64,
+        /// The answer; some carry data.
+        outcome: Outcome,
+        /// What may be kept of it.
+        note: Note,
+    },
 }
 
 /// The answer to a request.
@@ -49,6 +59,8 @@ pub enum Outcome {
     Locked(Option<Lock>),
     /// Refused or failed.
     Failed(Failure),
+    /// What leases the session gets.
+    Terms(LeaseTerms),
 }
 
 /// A node as found or made.
@@ -120,6 +132,21 @@ pub enum Event {
     },
     /// The gateway is about to stop; connect again.
     Stopping,
+    /// Forget what the data list ([`crate::lease::Recalled`]), then answer with [`crate::op::Op::Recalled`].
+    Recall {
+        /// The recall's number, for the answer.
+        id: u64,
+        /// The session's clock, just raised.
+        stamp: u64,
+    },
+    /// All leases of the session are over, because a recall was not answered in time. Answer with
+    /// [`crate::op::Op::Recalled`]; until then there are no new ones.
+    LeasesLost {
+        /// The recall's number, for the answer.
+        id: u64,
+        /// The session's clock, just raised.
+        stamp: u64,
+    },
 }
 
 /// Why a session was ended.

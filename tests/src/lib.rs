@@ -3,4 +3,5 @@
 //! Everything in it is real: real daemons, real TLS over a virtual network, real FUSE mounts. Only the machines are
 //! not: each guest is a set of Linux namespaces. See [`lab`].
 
+pub mod agent;
 pub mod lab;

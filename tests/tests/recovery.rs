@@ -324,6 +324,85 @@ fn an_old_ledger_is_told_what_it_forgot_and_a_gateway_that_is_away_is_waited_for
 }
 
 #[test]
+fn a_secret_is_good_once_for_its_guest_and_for_a_short_time() {
+    let house = House::new("recoversecret", "");
+    // A guest that does not boot by itself: its secret lies where the test can take it.
+    let config = |lifetime: &str| {
+        let text = format!(
+            "[enrol]\naddress = \"{ENROL_ADDRESS}\"\nlifetime = \"{lifetime}\"\n\n[guest.mail-guest]\ndriver = \"command\"\n\
+             start = [\"cp\", \"{{secret}}\", \"/var/log/strongroom/handed\"]\n"
+        );
+        fs::write(house.lab.etc("base").join("base/recovery.toml"), text).unwrap();
+    };
+    let handed = house.lab.log("base").join("handed");
+    let secret = || {
+        wait_until("the secret is handed over", || {
+            fs::read_to_string(&handed).is_ok_and(|text| text.ends_with('\n'))
+        });
+        let text = fs::read_to_string(&handed).unwrap();
+        fs::remove_file(&handed).unwrap();
+        text
+    };
+    let enroll = |app: &str, text: &str, out: &str| {
+        fs::write(house.lab.etc(app).join("secret"), text).unwrap();
+        house.lab.app(app, ["mkdir", "-p", out]).cwd("/").run().unwrap();
+        let words = [
+            "contract",
+            "enroll",
+            "--secret",
+            "/etc/strongroom/secret",
+            "--at",
+            ENROL_ADDRESS,
+            "--out",
+            out,
+            "--for",
+            "20s",
+        ];
+        let output = house.lab.app(app, words).cwd("/").output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+
+    config("2s");
+    house.lab.start_recovery(&[]).unwrap();
+    house.base(&["recover", "mail", "--detach"]);
+    let old = secret();
+    wait_until("it is stuck", || house.incidents()[0]["standing"] == "stuck");
+    assert_eq!(house.incidents()[0]["fenced"], true);
+    let (code, said) = enroll("mail", &old, "/tmp/late");
+    assert_eq!(code, 3, "too late: {said}");
+    house.lab.stop_recovery(StopHow::Clean).unwrap();
+    config("10m");
+    house.lab.start_recovery(&[]).unwrap();
+
+    // Whoever goes on with it gets the guest started once more, with another secret.
+    let (code, json, said) = house.base(&["recover", "mail", "--detach"]);
+    assert_eq!((code, &json["incident"]), (0, &1.into()), "{said}");
+    let new = secret();
+    assert_ne!(old, new);
+    let (code, said) = enroll("mail", &old, "/tmp/old");
+    assert_eq!(code, 3, "the former secret: {said}");
+    let secret_line = new.lines().last().unwrap();
+    let forged = new.replace(secret_line, &format!("secret {}", "A".repeat(43)));
+    let (code, said) = enroll("editor", &forged, "/tmp/forged");
+    assert_eq!(code, 3, "a guessed secret: {said}");
+    let (code, said) = enroll("editor", &new.replace("incident 1", "incident 2"), "/tmp/other");
+    assert_eq!(code, 3, "another incident: {said}");
+    let (code, said) = enroll("editor", &new.replace("application mail", "application editor"), "/tmp/other");
+    assert_eq!(code, 3, "another application: {said}");
+    let (code, said) = enroll("editor", "", "/tmp/other");
+    assert_eq!(code, 4, "none at all: {said}");
+    let (code, said) = enroll("mail", &new, "/tmp/right");
+    assert_eq!(code, 0, "{said}");
+    let (code, said) = enroll("mail", &new, "/tmp/again");
+    assert_eq!(code, 3, "a second key: {said}");
+    assert_eq!(house.contracts_of(2), 1);
+
+    // One that knocks with the wrong secret again and again is not listened to any more.
+    let turned_away = (0..5).any(|_| enroll("editor", &forged, "/tmp/forged").0 == 5);
+    assert!(turned_away);
+}
+
+#[test]
 fn two_applications_are_recovered_at_the_same_time() {
     let house = House::new(
         "recoverpair",

@@ -1,16 +1,22 @@
 //! Directories: opening and listing.
 
-use fuser::{Errno, FileAttr, FileType, INodeNo};
+use std::time::{Duration, Instant};
+
+use fuser::{Errno, FileAttr, FileType, FopenFlags, INodeNo};
+use strongroom_contracts::Right;
 use strongroom_protocol::attr::{Handle, Node, OpenFlags};
+use strongroom_protocol::lease::Lease;
 use strongroom_protocol::op::Op;
 use strongroom_protocol::readdir::{DirEntry, entries};
 use strongroom_protocol::reply::{Entry, Outcome};
 
-use super::{Caller, Fs, Place, Told};
+use super::{Caller, Fs, Opened, Place, Told};
 use crate::attr::entry_type;
 use crate::errno::{Ended, errno};
-use crate::state::OpenFile;
-use crate::transport::{Answer, Payload};
+use crate::lease::Heard;
+use crate::opening;
+use crate::state::{OpenFile, Survey};
+use crate::transport::{Answer, Call, Payload};
 use crate::tree::Branch;
 
 /// Bytes of entries asked for at a time; what the kernel has no room for yet is kept for its next request.
@@ -58,23 +64,52 @@ impl Fs {
         &self,
         caller: Caller,
         number: u64,
-        done: impl FnOnce(Result<u64, Errno>) + Send + 'static,
+        done: impl FnOnce(Result<Opened, Errno>) + Send + 'static,
     ) {
         let node = match self.place(number) {
             // Nothing of the skeleton is open at the gateway.
-            Place::Skeleton(_) => return done(self.unbarred().map(|()| 0)),
+            Place::Skeleton(_) => {
+                let opened = Opened { file: 0, flags: FopenFlags::empty() };
+                return done(self.unbarred().map(|()| opened));
+            }
             Place::Granted(node) => node,
         };
-        let fs = self.clone();
+        if self.may(node, Right::List) {
+            let _gate = self.state.leases.gate();
+            let known = self.state.leases.table().attr(node, Instant::now());
+            if known.is_some_and(|attr| attr.mode & libc::S_IFMT == libc::S_IFDIR) {
+                let kept = self.keep_listing(node);
+                let flags = OpenFlags { read: true, ..OpenFlags::default() };
+                let file = self.state.handles.lock().add(OpenFile::lazy(node, flags, true));
+                return done(Ok(Opened { file, flags: kept }));
+            }
+        }
+        let (fs, asked) = (self.clone(), self.asked());
         let read = move |answer: Answer<'_>| match answer.outcome {
-            Outcome::Opened(handle, _) => {
+            Outcome::Opened(handle, attr) => {
+                let heard = Heard { asked, life: answer.life, note: answer.note };
+                fs.state.leases.table().learn(&heard, node, heard.note.node, &attr, false);
+                let kept = fs.keep_listing(node);
                 let flags = OpenFlags { read: true, ..OpenFlags::default() };
                 let file = OpenFile::new(node, flags, true, false, answer.epoch, handle);
-                Ok(fs.state.handles.lock().add(file))
+                Ok(Opened { file: fs.state.handles.lock().add(file), flags: kept })
             }
             _ => Err(errno(Ended::Protocol)),
         };
         self.ask(caller, Op::Opendir { node }, Payload::default(), read, done);
+    }
+
+    /// How the kernel may cache the listing of a directory that is being opened.
+    fn keep_listing(&self, node: Node) -> FopenFlags {
+        let soiled = self.scrub_needed(node);
+        let table = self.state.leases.table();
+        if !table.leased(node) {
+            FopenFlags::empty()
+        } else if !soiled && table.clean(node, Instant::now()) {
+            FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE
+        } else {
+            FopenFlags::FOPEN_CACHE_DIR
+        }
     }
 
     /// Closes a directory.
@@ -118,10 +153,19 @@ impl Fs {
         // Going back to the start is asking what is there now (rewinddir(3)).
         let kept = if offset == 0 { vec![] } else { take_kept(&open, cookie, S::PLUS) };
         if kept.is_empty() {
-            return self.next_page(caller, file, node, cookie, sink, offset == 0);
+            let fs = self.clone();
+            let next = move |result: Result<(), Errno>| match result {
+                Ok(()) => fs.next_page(caller, file, node, cookie, sink, offset == 0),
+                Err(errno) => sink.finish(Err(errno)),
+            };
+            return opening::ensure(&self.submitter(), &open, caller.pid, next);
         }
+        let gate = self.state.leases.gate();
         match self.serve(&open, node, cookie, &kept, &mut sink) {
-            Served::Through { cookie, any: false } => self.next_page(caller, file, node, cookie, sink, false),
+            Served::Through { cookie, any: false } => {
+                drop(gate);
+                self.next_page(caller, file, node, cookie, sink, false);
+            }
             Served::Full | Served::Through { .. } => sink.finish(Ok(())),
         }
     }
@@ -135,23 +179,63 @@ impl Fs {
         mut sink: S,
         dots: bool,
     ) {
-        let fs = self.clone();
+        let (fs, asked) = (self.clone(), self.asked());
         let op = Op::Readdir { handle: Handle(file), cookie, max_bytes: PAGE, plus: S::PLUS };
-        self.ask_data(caller, op, Payload::default(), move |result| {
-            let data = match result {
-                Ok(data) => data,
-                Err(errno) => return sink.finish(Err(errno)),
+        let answered = move |result: Result<Answer<'_>, Ended>| {
+            let (data, heard) = match result {
+                Ok(Answer { outcome: Outcome::Data, data, life, note, .. }) => {
+                    (data, Heard { asked, life, note })
+                }
+                Ok(_) => return sink.finish(Err(errno(Ended::Protocol))),
+                Err(ended) => return sink.finish(Err(errno(ended))),
             };
             let open = fs.state.handles.lock().get(file);
             let Some(open) = open else { return sink.finish(Err(Errno::EBADF)) };
+            fs.learn_page(&open, cookie, data, &heard);
+            let gate = fs.state.leases.gate();
             match fs.serve(&open, node, cookie, data, &mut sink) {
                 // All of them vanished meanwhile; an empty answer would mean the end.
                 Served::Through { cookie, any: false } if !data.is_empty() && !dots => {
+                    drop(gate);
                     fs.next_page(caller, file, node, cookie, sink, false);
                 }
                 Served::Full | Served::Through { .. } => sink.finish(Ok(())),
             }
-        });
+        };
+        let call =
+            Call { op, data: Payload::default(), pid: caller.pid, done: Box::new(answered), keep: None };
+        self.carrier.submit(call);
+    }
+
+    /// A page of a directory tells of names, of nodes, and at the end that there are no others.
+    fn learn_page(&self, open: &OpenFile, cookie: u64, data: &[u8], heard: &Heard) {
+        let dir = open.node;
+        let mut next = cookie;
+        let whole: Vec<DirEntry> = entries(data).filter_map(Result::ok).collect();
+        {
+            let nodes = self.state.nodes.lock();
+            let mut table = self.state.leases.table();
+            for entry in &whole {
+                next = entry.cookie;
+                let node = Node { grant: dir.grant, ino: entry.ino };
+                if let Some(attr) = entry.attr.as_ref().filter(|_| entry.leased) {
+                    table.learn(heard, node, Lease::Shared, attr, !nodes.knows(node));
+                }
+                table.learn_name(heard, dir, &entry.name, Some(node));
+            }
+        }
+        let mut listing = open.listing.lock();
+        let survey = match listing.survey.take() {
+            _ if cookie == 0 => Some(Survey { asked: heard.asked, stamp: heard.note.stamp, next: 0 }),
+            survey => survey.filter(|survey| survey.next == cookie),
+        };
+        let Some(survey) = survey.filter(|_| heard.note.names) else { return };
+        if whole.is_empty() {
+            let heard = Heard { asked: survey.asked, ..*heard };
+            self.state.leases.table().learn_all(&heard, dir, survey.stamp);
+        } else {
+            listing.survey = Some(Survey { next, ..survey });
+        }
     }
 
     /// Adds the entries of a page; keeps what does not fit.
@@ -193,16 +277,28 @@ impl Fs {
             name: entry.name.as_bytes(),
             told: None,
         };
+        let mut fresh = true;
         if S::PLUS {
             // Without attributes: it vanished meanwhile.
-            let attr = entry.attr?;
-            out.told = Some(Told { attr: self.shown_attr(node, &attr).ok()?, generation: attr.generation });
+            let seen = entry.attr?;
+            // The page may be older than what is known by now.
+            let known = self.state.leases.table().attr(node, Instant::now());
+            fresh = !self.state.nodes.lock().knows(node);
+            let attr = known.unwrap_or(seen);
+            let mut told = self.found(parent, &entry.name, node, &attr, fresh).ok()?;
+            // fuser 0.18 has one time for both here.
+            let both = if known.is_some() { told.attr_ttl.min(told.entry_ttl) } else { Duration::ZERO };
+            (told.attr_ttl, told.entry_ttl) = (both, both);
+            out.told = Some(told);
         }
         if sink.add(&out) {
             return Some(false);
         }
         if let Some(told) = out.told {
             self.state.nodes.lock().tell_named(node, told.generation, parent, entry.name);
+            if fresh {
+                self.state.leases.table().fresh(node);
+            }
         }
         Some(true)
     }
@@ -220,6 +316,8 @@ impl Fs {
             let told = Some(Told {
                 attr: FileAttr { ino: INodeNo(number), ..self.skeleton_attr(number) },
                 generation: 0,
+                attr_ttl: Duration::ZERO,
+                entry_ttl: Duration::ZERO,
             });
             if sink.add(&DirOut { number, offset, kind: FileType::Directory, name, told }) {
                 return;
@@ -243,12 +341,18 @@ impl Fs {
             };
             let (number, told) = match (branch, &root) {
                 (Branch::Directory(number), _) => {
-                    (number, Some(Told { attr: self.skeleton_attr(number), generation: 0 }))
+                    (number, Some(Told { attr_ttl: Duration::ZERO, ..self.skeleton_told(number) }))
                 }
                 (Branch::Grant(_), Some((node, entry))) => {
                     let attr = self.shown_attr(*node, &entry.attr).ok();
                     let number = self.state.nodes.lock().number(*node);
-                    (number, attr.map(|attr| Told { attr, generation: entry.attr.generation }))
+                    let told = |attr| Told {
+                        attr,
+                        generation: entry.attr.generation,
+                        attr_ttl: Duration::ZERO,
+                        entry_ttl: Duration::ZERO,
+                    };
+                    (number, attr.map(told))
                 }
                 (Branch::Grant(_), None) => (0, None),
             };

@@ -1,7 +1,11 @@
 //! Open files: opening, reading, writing, closing.
 
+use std::sync::Arc;
+use std::time::Instant;
+
 use fuser::{Errno, FopenFlags};
-use strongroom_protocol::attr::{Handle, OpenFlags};
+use strongroom_contracts::Right;
+use strongroom_protocol::attr::{Handle, Node, OpenFlags};
 use strongroom_protocol::frame::MAX_DATA;
 use strongroom_protocol::name::Name;
 use strongroom_protocol::op::Op;
@@ -9,8 +13,10 @@ use strongroom_protocol::reply::Outcome;
 
 use super::{Caller, Fs, PERMISSIONS, Told};
 use crate::errno::{Ended, errno, of_name};
+use crate::lease::{Heard, OwnChange};
+use crate::opening;
 use crate::state::OpenFile;
-use crate::transport::{Answer, Payload};
+use crate::transport::{Answer, Call, Payload};
 
 /// Most bytes that one request copies: the gateway is busy with it, and a fence waits for it. Callers go on after a
 /// short count (copy_file_range(2)).
@@ -68,14 +74,54 @@ impl Fs {
         };
         let flags = OpenFlags { exclusive: false, ..open_flags(flags) };
         let fs = self.clone();
+        let op = Op::Open { node, flags };
+        if flags.truncate {
+            let read = move |result: Result<Answer<'_>, Errno>, change: OwnChange| {
+                let (mut table, heard, sole) = fs.ended(&change, result.as_ref().ok(), None);
+                let answer = result?;
+                let (Outcome::Opened(handle, attr), Some(heard)) = (&answer.outcome, heard) else {
+                    return Err(errno(Ended::Protocol));
+                };
+                if sole.contains(&node) {
+                    table.learn(&heard, node, heard.note.node, attr, false);
+                }
+                drop(table);
+                Ok(fs.opened(node, flags, answer.epoch, *handle))
+            };
+            return self.change(caller, (op, Payload::default()), &[node], read, done);
+        }
+        if !flags.write && self.may(node, Right::Read) {
+            let _gate = self.state.leases.gate();
+            let known = self.state.leases.table().attr(node, Instant::now());
+            if known.is_some_and(|attr| attr.mode & libc::S_IFMT == libc::S_IFREG) {
+                let keep = self.keep_pages(node);
+                let file = self.state.handles.lock().add(OpenFile::lazy(node, flags, false));
+                return done(Ok(Opened { file, flags: keep }));
+            }
+        }
+        let asked = self.asked();
         let read = move |answer: Answer<'_>| match answer.outcome {
-            Outcome::Opened(handle, _) => {
-                let file = OpenFile::new(node, flags, false, false, answer.epoch, handle);
-                Ok(Opened { file: fs.state.handles.lock().add(file), flags: fopen_flags(flags) })
+            Outcome::Opened(handle, attr) => {
+                let heard = Heard { asked, life: answer.life, note: answer.note };
+                fs.state.leases.table().learn(&heard, node, heard.note.node, &attr, false);
+                Ok(fs.opened(node, flags, answer.epoch, handle))
             }
             _ => Err(errno(Ended::Protocol)),
         };
-        self.ask(caller, Op::Open { node, flags }, Payload::default(), read, done);
+        self.ask(caller, op, Payload::default(), read, done);
+    }
+
+    /// Notes an open file. The kernel keeps what pages it has if they are known to be good.
+    fn opened(&self, node: Node, flags: OpenFlags, epoch: u64, handle: Handle) -> Opened {
+        let keep = self.keep_pages(node);
+        let file = OpenFile::new(node, flags, false, false, epoch, handle);
+        Opened { file: self.state.handles.lock().add(file), flags: fopen_flags(flags) | keep }
+    }
+
+    fn keep_pages(&self, node: Node) -> FopenFlags {
+        // While nobody has it open, pages that may be old can be dropped at once.
+        let keep = !self.scrub_needed(node) && self.state.leases.table().clean(node, Instant::now());
+        if keep { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() }
     }
 
     /// Creates and opens a file.
@@ -96,17 +142,24 @@ impl Fs {
         let mode = mode & PERMISSIONS;
         let op = Op::Create { parent, name: name.clone(), mode, flags, by: caller.credentials() };
         let fs = self.clone();
-        let read = move |answer: Answer<'_>| match answer.outcome {
-            Outcome::Created(handle, entry) => {
-                let told = fs.told(parent, name, &entry)?;
-                let node = strongroom_protocol::attr::Node { grant: parent.grant, ino: entry.node.ino };
-                let file = OpenFile::new(node, flags, false, true, answer.epoch, handle);
-                let file = fs.state.handles.lock().add(file);
-                Ok((told, Opened { file, flags: fopen_flags(flags) }))
+        // It may be there already, and then it may be cut.
+        let there = self.stands_for(parent, &name).filter(|_| !flags.exclusive);
+        let nodes: Vec<Node> = [parent].into_iter().chain(there).collect();
+        let read = move |result: Result<Answer<'_>, Errno>, change: OwnChange| {
+            let opened = match &result {
+                Ok(Answer { outcome: Outcome::Created(handle, _), epoch, .. }) => Some((*handle, *epoch)),
+                _ => None,
+            };
+            let (told, (node, _)) = fs.made(parent, &name, result, &change, flags.exclusive)?;
+            if flags.truncate && !change.concerns(node) {
+                fs.state.leases.table().touched(node);
             }
-            _ => Err(errno(Ended::Protocol)),
+            let (handle, epoch) = opened.ok_or_else(|| errno(Ended::Protocol))?;
+            let file = OpenFile::new(node, flags, false, true, epoch, handle);
+            let file = fs.state.handles.lock().add(file);
+            Ok((told, Opened { file, flags: fopen_flags(flags) }))
         };
-        self.ask(caller, op, Payload::default(), read, done);
+        self.change(caller, (op, Payload::default()), &nodes, read, done);
     }
 
     /// Reads at most `length` bytes; fewer only at the end of the file.
@@ -119,7 +172,62 @@ impl Fs {
         done: impl FnOnce(Result<&[u8], Errno>) + Send + 'static,
     ) {
         let length = length.min(MAX_DATA as u32);
-        self.ask_data(caller, Op::Read { handle: Handle(file), offset, length }, Payload::default(), done);
+        let open = self.state.handles.lock().get(file);
+        let Some(open) = open else { return done(Err(Errno::EBADF)) };
+        if open.at_gateway() {
+            let op = Op::Read { handle: Handle(file), offset, length };
+            return self.ask_data(caller, op, Payload::default(), done);
+        }
+        if open.claim() {
+            return self.open_and_read(caller, (file, open), offset, length, done);
+        }
+        let fs = self.clone();
+        opening::ensure(&self.submitter(), &open, caller.pid, move |result| match result {
+            Ok(()) => {
+                let op = Op::Read { handle: Handle(file), offset, length };
+                fs.ask_data(caller, op, Payload::default(), done);
+            }
+            Err(errno) => done(Err(errno)),
+        });
+    }
+
+    /// The first read of a file that is not open at the gateway yet.
+    fn open_and_read(
+        &self,
+        caller: Caller,
+        (file, open): (u64, Arc<OpenFile>),
+        offset: u64,
+        length: u32,
+        done: impl FnOnce(Result<&[u8], Errno>) + Send + 'static,
+    ) {
+        let fs = self.clone();
+        let op = Op::OpenRead { node: open.node, flags: open.flags, offset, length };
+        let answered = move |result: Result<Answer<'_>, Ended>| {
+            let data = result.as_ref().map_or(&[][..], |answer| answer.data);
+            if let Err(ended @ (Ended::Interrupted | Ended::Deadline)) = result {
+                done(Err(errno(ended)));
+                return opening::go_on(&fs.submitter(), &open, open.give_back().into_iter());
+            }
+            match opening::opened(result) {
+                // A request that was sent again is answered without the data.
+                Ok((wire, size)) if data.is_empty() && offset < size && length > 0 => {
+                    open.settle(Ok(wire));
+                    let op = Op::Read { handle: Handle(file), offset, length };
+                    fs.ask_data(caller, op, Payload::default(), done);
+                }
+                Ok((wire, _)) => {
+                    done(Ok(data));
+                    open.settle(Ok(wire));
+                }
+                Err(errno) => {
+                    done(Err(errno));
+                    open.settle(Err(errno));
+                }
+            }
+        };
+        let call =
+            Call { op, data: Payload::default(), pid: caller.pid, done: Box::new(answered), keep: None };
+        self.carrier.submit(call);
     }
 
     /// Writes; the answer is how many bytes were.
@@ -134,7 +242,7 @@ impl Fs {
         // The kernel sends no more than was agreed upon; should it, the rest is written after a short count.
         let data = data.get(..MAX_DATA).unwrap_or(data);
         let op = Op::Write { handle: Handle(file), offset };
-        self.ask(caller, op, Payload::copy(data), written, done);
+        self.change_file(caller, file, (op, Payload::copy(data)), written, done);
     }
 
     /// A descriptor is closed.
@@ -171,6 +279,33 @@ impl Fs {
         let open = self.state.handles.lock().close(file);
         let Some(open) = open else { return done(Err(Errno::EBADF)) };
         let fs = self.clone();
+        if open.claim() {
+            // The gateway never knew of it.
+            self.state.handles.lock().remove(file);
+            return done(Ok(()));
+        }
+        if !open.at_gateway() {
+            return opening::ensure(&self.submitter(), &open, caller.pid, move |result| match result {
+                Ok(()) => fs.release_at_gateway(caller, file, lock_owner, done),
+                Err(_) => {
+                    fs.state.handles.lock().remove(file);
+                    done(Ok(()));
+                }
+            });
+        }
+        self.release_at_gateway(caller, file, lock_owner, done);
+    }
+
+    fn release_at_gateway(
+        &self,
+        caller: Caller,
+        file: u64,
+        lock_owner: Option<u64>,
+        done: impl FnOnce(Result<(), Errno>) + Send + 'static,
+    ) {
+        let open = self.state.handles.lock().get(file);
+        let Some(open) = open else { return done(Err(Errno::EBADF)) };
+        let fs = self.clone();
         let op = Op::Release { handle: Handle(file), lock_owner };
         self.ask_done(caller, op, Payload::default(), move |_| {
             let mut locks = fs.state.locks.lock();
@@ -193,7 +328,10 @@ impl Fs {
         data_only: bool,
         done: impl FnOnce(Result<(), Errno>) + Send + 'static,
     ) {
-        self.ask_done(caller, Op::Fsync { handle: Handle(file), data_only }, Payload::default(), done);
+        self.at_gateway(caller, file, done, move |fs, done| {
+            let op = Op::Fsync { handle: Handle(file), data_only };
+            fs.ask_done(caller, op, Payload::default(), done);
+        });
     }
 
     /// fallocate(2).
@@ -208,7 +346,7 @@ impl Fs {
         let (offset, length) = range;
         // The bits as they are.
         let op = Op::Fallocate { handle: Handle(file), mode: mode as u32, offset, length };
-        self.ask_done(caller, op, Payload::default(), done);
+        self.change_file(caller, file, (op, Payload::default()), super::nothing, done);
     }
 
     /// The next data or hole.
@@ -226,7 +364,9 @@ impl Fs {
             Outcome::Offset(offset) => i64::try_from(offset).map_err(|_| Errno::EOVERFLOW),
             _ => Err(errno(Ended::Protocol)),
         };
-        self.ask(caller, op, Payload::default(), read, done);
+        self.at_gateway(caller, file, done, move |fs, done| {
+            fs.ask(caller, op, Payload::default(), read, done);
+        });
     }
 
     /// copy_file_range(2); may copy less.
@@ -245,7 +385,28 @@ impl Fs {
             to_offset: to.1,
             length: length.min(MAX_COPY),
         };
-        self.ask(caller, op, Payload::default(), written, done);
+        self.at_gateway(caller, from.0, done, move |fs, done| {
+            fs.change_file(caller, to.0, (op, Payload::default()), written, done);
+        });
+    }
+
+    /// Asks for a change of an open file's contents.
+    fn change_file<T>(
+        &self,
+        caller: Caller,
+        file: u64,
+        asking: (Op, Payload),
+        read: impl FnOnce(Answer<'_>) -> Result<T, Errno> + Send + 'static,
+        done: impl FnOnce(Result<T, Errno>) + Send + 'static,
+    ) {
+        let open = self.state.handles.lock().get(file);
+        let Some(open) = open else { return done(Err(Errno::EBADF)) };
+        let (fs, node) = (self.clone(), open.node);
+        let read = move |result: Result<Answer<'_>, Errno>, change: OwnChange| {
+            fs.ended_plainly(&change, result.as_ref().ok(), node);
+            read(result?)
+        };
+        self.change(caller, asking, &[node], read, done);
     }
 }
 

@@ -69,7 +69,9 @@ impl Fs {
             Outcome::Locked(None) => Ok(LockRange { kind: libc::F_UNLCK, ..range }),
             _ => Err(errno(Ended::Protocol)),
         };
-        self.ask(caller, Op::GetLock { handle: Handle(file), lock }, Payload::default(), read, done);
+        self.at_gateway(caller, file, done, move |fs, done| {
+            fs.ask(caller, Op::GetLock { handle: Handle(file), lock }, Payload::default(), read, done);
+        });
     }
 
     /// Sets or releases a lock; with `wait`, waits until it can be had.
@@ -98,11 +100,13 @@ impl Fs {
         let fs = self.clone();
         let wait = wait && lock.kind != LockKind::Unlock;
         let op = Op::SetLock { handle: Handle(file), lock, wait, reclaim: false };
-        self.ask_done(caller, op, Payload::default(), move |result| {
-            if result.is_ok() {
-                fs.state.locks.lock().set(node, file, lock);
-            }
-            done(result);
+        self.at_gateway(caller, file, done, move |through, done| {
+            through.ask_done(caller, op, Payload::default(), move |result| {
+                if result.is_ok() {
+                    fs.state.locks.lock().set(node, file, lock);
+                }
+                done(result);
+            });
         });
     }
 }

@@ -13,10 +13,12 @@ mod tests;
 mod xattr;
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
+
+use parking_lot::MutexGuard;
 
 use fuser::{Errno, FileAttr, FileType, INodeNo, TimeOrNow};
-use strongroom_contracts::Ownership;
+use strongroom_contracts::{Ownership, Right};
 use strongroom_protocol::attr::{Attr, Credentials, Handle, Node, SetAttr};
 use strongroom_protocol::name::Name;
 use strongroom_protocol::op::Op;
@@ -24,7 +26,9 @@ use strongroom_protocol::reply::{Entry, Outcome, Statfs};
 
 use crate::attr::{self, Owner};
 use crate::errno::{Ended, errno, of_name};
-use crate::state::State;
+use crate::lease::{Asked, Found, Heard, OwnChange, Table, Underway};
+use crate::opening::{self, Submit};
+use crate::state::{OpenFile, State};
 use crate::transport::{Answer, Call, Carrier, Payload};
 use crate::tree::{Branch, ROOT};
 
@@ -52,11 +56,29 @@ impl Caller {
 /// A node as the kernel is told of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Told {
-    /// Attributes, with the inode number of the mount.
+    /// Attributes, with the inode number of the mount; 0: there is no such name.
     pub attr: FileAttr,
     /// Tells apart files that had the number one after the other.
     pub generation: u64,
+    /// For how long the kernel may keep the attributes.
+    pub attr_ttl: Duration,
+    /// For how long the kernel may keep what the name stands for.
+    pub entry_ttl: Duration,
 }
+
+/// Attributes as the kernel is told of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attrs {
+    /// Attributes, with the inode number of the mount.
+    pub attr: FileAttr,
+    /// For how long the kernel may keep them.
+    pub ttl: Duration,
+}
+
+/// Directories above the grants change with the contract only, which is told to the kernel.
+const SKELETON_TTL: Duration = Duration::from_secs(3600);
+/// Their attributes (the number of subdirectories) are not.
+const SKELETON_ATTR_TTL: Duration = Duration::from_secs(1);
 
 /// Attributes to change, as the kernel gives them.
 #[derive(Clone, Copy, Debug, Default)]
@@ -119,6 +141,40 @@ impl Fs {
         self.carrier.barred().map_or(Ok(()), |ended| Err(errno(ended)))
     }
 
+    /// Does `then` once an open file is open at the gateway as well.
+    fn at_gateway<T: Send + 'static>(
+        &self,
+        caller: Caller,
+        file: u64,
+        done: impl FnOnce(Result<T, Errno>) + Send + 'static,
+        then: impl FnOnce(Fs, Box<dyn FnOnce(Result<T, Errno>) + Send>) + Send + 'static,
+    ) {
+        let open = self.state.handles.lock().get(file);
+        let Some(open) = open else { return done(Err(Errno::EBADF)) };
+        if open.at_gateway() {
+            return then(self.clone(), Box::new(done));
+        }
+        let fs = self.clone();
+        opening::ensure(&self.submitter(), &open, caller.pid, move |result| match result {
+            Ok(()) => then(fs, Box::new(done)),
+            Err(errno) => done(Err(errno)),
+        });
+    }
+
+    fn submitter(&self) -> Submit {
+        let carrier = self.carrier.clone();
+        Arc::new(move |call| carrier.submit(call))
+    }
+
+    /// Whether the contract gives a right on a grant.
+    fn may(&self, node: Node, right: Right) -> bool {
+        self.state.grants.read().get(node.grant).is_some_and(|grant| grant.rights.has(right))
+    }
+
+    fn asked(&self) -> Asked {
+        self.state.leases.table().ask(Instant::now())
+    }
+
     /// Asks, and hands on what `read` makes of the answer.
     fn ask<T>(
         &self,
@@ -132,7 +188,14 @@ impl Fs {
             op,
             data,
             pid: caller.pid,
-            done: Box::new(move |result| done(result.map_err(errno).and_then(read))),
+            done: {
+                let state = self.state.clone();
+                Box::new(move |result| {
+                    let _gate = state.leases.gate();
+                    done(result.map_err(errno).and_then(read));
+                })
+            },
+            keep: None,
         });
     }
 
@@ -147,6 +210,64 @@ impl Fs {
         self.ask(caller, op, data, nothing, done);
     }
 
+    /// Asks for a change of these nodes. `read` gets the change to tell the table how it ended ([`Fs::ended`]), and is not called
+    /// if the caller may wait no longer while the gateway may still carry it out.
+    fn change<T>(
+        &self,
+        caller: Caller,
+        (op, data): (Op, Payload),
+        nodes: &[Node],
+        read: impl FnOnce(Result<Answer<'_>, Errno>, OwnChange) -> Result<T, Errno> + Send + 'static,
+        done: impl FnOnce(Result<T, Errno>) + Send + 'static,
+    ) {
+        let underway = Underway::begin(&self.state, nodes);
+        let keep = Some(underway.clone());
+        let state = self.state.clone();
+        self.carrier.submit(Call {
+            op,
+            data,
+            pid: caller.pid,
+            done: Box::new(move |result| {
+                let _gate = state.leases.gate();
+                let change = match result {
+                    Err(Ended::Interrupted | Ended::Deadline) => None,
+                    _ => underway.take(),
+                };
+                let result = result.map_err(errno);
+                done(match change {
+                    Some(change) => read(result, change),
+                    None => Err(result.err().unwrap_or(Errno::EIO)),
+                });
+            }),
+            keep,
+        });
+    }
+
+    /// Tells the table that a change has ended which its answer tells all about.
+    fn ended_plainly(&self, change: &OwnChange, answer: Option<&Answer<'_>>, after: Node) {
+        drop(self.ended(change, answer, Some(after)));
+    }
+
+    /// Tells the table that a change has ended; the attributes that its answer brings are of `after`. Returns how the answer
+    /// was heard, and the table, for what else it tells; nobody but this change has touched the nodes listed.
+    fn ended<'a>(
+        &'a self,
+        change: &OwnChange,
+        answer: Option<&Answer<'_>>,
+        after: Option<Node>,
+    ) -> (MutexGuard<'a, Table>, Option<Heard>, Vec<Node>) {
+        let mut table = self.state.leases.table();
+        let (asked, sole) = table.end(change);
+        let heard = answer.map(|answer| Heard { asked, life: answer.life, note: answer.note });
+        if let (Some(heard), Some(node)) = (&heard, after)
+            && let Some(attr) = &heard.note.after
+            && sole.contains(&node)
+        {
+            table.learn_after(heard, node, attr);
+        }
+        (table, heard, sole)
+    }
+
     fn ownership(&self, node: Node) -> Ownership {
         self.state.grants.read().get(node.grant).map_or(Ownership::Single, |grant| grant.ownership)
     }
@@ -157,20 +278,65 @@ impl Fs {
         attr::to_kernel(attr, number, self.ownership(node), self.shown).ok_or(Errno::EIO)
     }
 
-    /// Notes that the kernel is told of an entry found or made in `parent`.
-    fn told(&self, parent: Node, name: Name, entry: &Entry) -> Result<Told, Errno> {
-        // What a grant holds stays within it; the number on the wire may have changed with the contract.
-        let node = Node { grant: parent.grant, ino: entry.node.ino };
-        let attr = self.shown_attr(node, &entry.attr)?;
-        self.state.nodes.lock().tell_named(node, entry.attr.generation, parent, name);
-        Ok(Told { attr, generation: entry.attr.generation })
+    /// Notes that the kernel is told of an entry found or made in `parent`; returns whether it had nothing of it.
+    fn tell(&self, parent: Node, name: &Name, node: Node, attr: &Attr) -> bool {
+        let mut nodes = self.state.nodes.lock();
+        let fresh = !nodes.knows(node);
+        nodes.tell_named(node, attr.generation, parent, name.clone());
+        fresh
+    }
+
+    /// What the kernel is told of an entry that was found. An inode that it makes for the first time would keep the attributes
+    /// even if they were recalled while it is being made.
+    fn found(&self, parent: Node, name: &Name, node: Node, attr: &Attr, fresh: bool) -> Result<Told, Errno> {
+        let attr_ttl = if fresh { Duration::ZERO } else { self.state.leases.attr_ttl(node) };
+        Ok(Told {
+            attr: self.shown_attr(node, attr)?,
+            generation: attr.generation,
+            attr_ttl,
+            entry_ttl: self.state.leases.entry_ttl(parent, name, Some(node)),
+        })
+    }
+
+    /// There is no such name, and the kernel may keep that.
+    fn absent(&self, parent: Node, name: &Name) -> Result<Told, Errno> {
+        let entry_ttl = self.state.leases.entry_ttl(parent, name, None);
+        if entry_ttl.is_zero() {
+            return Err(Errno::ENOENT);
+        }
+        let attr = FileAttr { ino: INodeNo(0), ..self.skeleton_attr(0) };
+        Ok(Told { attr, generation: 0, attr_ttl: Duration::ZERO, entry_ttl })
     }
 
     fn told_root(&self, grant: u16, entry: &Entry) -> Result<Told, Errno> {
         let node = Node { grant, ino: entry.node.ino };
         let attr = self.shown_attr(node, &entry.attr)?;
-        self.state.nodes.lock().tell_root(node, entry.attr.generation);
-        Ok(Told { attr, generation: entry.attr.generation })
+        let fresh = {
+            let mut nodes = self.state.nodes.lock();
+            let fresh = !nodes.knows(node);
+            nodes.tell_root(node, entry.attr.generation);
+            fresh
+        };
+        let leases = &self.state.leases;
+        let known = {
+            let mut table = leases.table();
+            if fresh {
+                table.fresh(node);
+            }
+            table.root(grant, Instant::now()).is_some_and(|(root, _)| root == node)
+        };
+        let attr_ttl = if fresh { Duration::ZERO } else { leases.attr_ttl(node) };
+        let entry_ttl = if known { self.skeleton_ttl() } else { Duration::ZERO };
+        Ok(Told { attr, generation: entry.attr.generation, attr_ttl, entry_ttl })
+    }
+
+    fn skeleton_ttl(&self) -> Duration {
+        if self.state.leases.entries_can_end() { SKELETON_TTL } else { Duration::ZERO }
+    }
+
+    fn skeleton_told(&self, number: u64) -> Told {
+        let attr = self.skeleton_attr(number);
+        Told { attr, generation: 0, attr_ttl: SKELETON_ATTR_TTL, entry_ttl: self.skeleton_ttl() }
     }
 
     fn skeleton_attr(&self, number: u64) -> FileAttr {
@@ -208,21 +374,42 @@ impl Fs {
                     Ok(name) => name,
                     Err(error) => return done(Err(of_name(error))),
                 };
+                let known = {
+                    let _gate = self.state.leases.gate();
+                    let known = self.state.leases.table().lookup(parent, &name, Instant::now());
+                    match known {
+                        Found::Absent => return done(self.absent(parent, &name)),
+                        Found::Node(node, attr) => {
+                            let fresh = self.tell(parent, &name, node, &attr);
+                            if fresh {
+                                self.state.leases.table().fresh(node);
+                            }
+                            return done(self.found(parent, &name, node, &attr, fresh));
+                        }
+                        Found::Unknown => self.asked(),
+                    }
+                };
                 let fs = self.clone();
                 let op = Op::Lookup { parent, name: name.clone() };
-                let read = move |answer: Answer<'_>| fs.told(parent, name, &entry(&answer)?);
+                let read = move |answer: Answer<'_>| fs.looked_up(parent, &name, known, &answer);
                 self.ask(caller, op, Payload::default(), read, done);
             }
             Place::Skeleton(directory) => {
+                let _gate = self.state.leases.gate();
                 if let Err(errno) = self.unbarred() {
                     return done(Err(errno));
                 }
                 let found = self.state.tree.read().child(directory, name);
                 match found {
                     Some(Branch::Directory(number)) => {
-                        done(Ok(Told { attr: self.skeleton_attr(number), generation: 0 }));
+                        done(Ok(self.skeleton_told(number)));
                     }
                     Some(Branch::Grant(grant)) => {
+                        let known = self.state.leases.table().root(grant, Instant::now());
+                        if let Some((node, attr)) = known {
+                            return done(self.told_root(grant, &Entry { node, attr }));
+                        }
+                        drop(_gate);
                         let fs = self.clone();
                         self.find_root(caller, grant, move |root| {
                             done(root.and_then(|root| fs.told_root(grant, &root)));
@@ -234,6 +421,25 @@ impl Fs {
         }
     }
 
+    /// The gateway has answered what a name stands for.
+    fn looked_up(&self, parent: Node, name: &Name, asked: Asked, answer: &Answer<'_>) -> Result<Told, Errno> {
+        let heard = Heard { asked, life: answer.life, note: answer.note };
+        if let Outcome::Failed(_) = answer.outcome {
+            self.state.leases.table().learn_name(&heard, parent, name, None);
+            return self.absent(parent, name);
+        }
+        let found = entry(answer)?;
+        // What a grant holds stays within it; the number on the wire may have changed with the contract.
+        let node = Node { grant: parent.grant, ino: found.node.ino };
+        let fresh = self.tell(parent, name, node, &found.attr);
+        {
+            let mut table = self.state.leases.table();
+            table.learn(&heard, node, answer.note.node, &found.attr, fresh);
+            table.learn_name(&heard, parent, name, Some(node));
+        }
+        self.found(parent, name, node, &found.attr, fresh)
+    }
+
     /// Finds the root of a grant, whatever its inode number is by now.
     fn find_root(
         &self,
@@ -242,7 +448,18 @@ impl Fs {
         done: impl FnOnce(Result<Entry, Errno>) + Send + 'static,
     ) {
         let op = Op::Resolve { grant, ino: 0 };
-        self.ask(caller, op, Payload::default(), |answer| entry(&answer), done);
+        let (asked, state) = (self.asked(), self.state.clone());
+        let read = move |answer: Answer<'_>| {
+            let root = entry(&answer)?;
+            let node = Node { grant, ino: root.node.ino };
+            let heard = Heard { asked, life: answer.life, note: answer.note };
+            let fresh = !state.nodes.lock().knows(node);
+            let mut table = state.leases.table();
+            table.learn(&heard, node, answer.note.node, &root.attr, fresh);
+            table.learn_root(&heard, grant, node);
+            Ok(root)
+        };
+        self.ask(caller, op, Payload::default(), read, done);
     }
 
     /// The kernel forgets a node as many times as it was told of it.
@@ -256,24 +473,130 @@ impl Fs {
         caller: Caller,
         number: u64,
         file: Option<u64>,
-        done: impl FnOnce(Result<FileAttr, Errno>) + Send + 'static,
+        done: impl FnOnce(Result<Attrs, Errno>) + Send + 'static,
     ) {
+        let skeleton = |number| Attrs { attr: self.skeleton_attr(number), ttl: SKELETON_ATTR_TTL };
         let node = match self.place(number) {
             Place::Granted(node) => node,
-            Place::Skeleton(ROOT) => return done(Ok(self.skeleton_attr(ROOT))),
+            Place::Skeleton(ROOT) => return done(Ok(skeleton(ROOT))),
             Place::Skeleton(number) => {
                 let there = self.state.tree.read().has(number);
-                return done(if there { Ok(self.skeleton_attr(number)) } else { Err(Errno::ESTALE) });
+                return done(if there { Ok(skeleton(number)) } else { Err(Errno::ESTALE) });
             }
         };
+        let known = self.state.leases.table().attr(node, Instant::now());
+        if known.is_some() {
+            return self.tell_attr(caller, node, file, done);
+        }
+        self.ask_attr(caller, node, file, done);
+    }
+
+    fn ask_attr(
+        &self,
+        caller: Caller,
+        node: Node,
+        file: Option<u64>,
+        done: impl FnOnce(Result<Attrs, Errno>) + Send + 'static,
+    ) {
         // A file that has lost its name is reached through a handle, which the kernel does not always give.
-        let handle = file.or_else(|| self.state.handles.lock().of_node(node, |_| true)).map(Handle);
-        let fs = self.clone();
-        let read = move |answer: Answer<'_>| match answer.outcome {
-            Outcome::Attr(attr) => fs.shown_attr(node, &attr),
-            _ => Err(errno(Ended::Protocol)),
+        let handle = {
+            let handles = self.state.handles.lock();
+            let given = file.filter(|file| handles.get(*file).is_some_and(|file| file.at_gateway()));
+            given.or_else(|| handles.of_node(node, OpenFile::at_gateway)).map(Handle)
         };
-        self.ask(caller, Op::Getattr { node, handle }, Payload::default(), read, done);
+        let (fs, asked) = (self.clone(), self.asked());
+        let op = Op::Getattr { node, handle };
+        let answered = move |result: Result<Answer<'_>, Ended>| {
+            let attr = match result {
+                Ok(Answer { outcome: Outcome::Attr(attr), note, life, .. }) => {
+                    let mut table = fs.state.leases.table();
+                    table.learn(&Heard { asked, life, note }, node, note.node, &attr, false);
+                    attr
+                }
+                Ok(_) => return done(Err(errno(Ended::Protocol))),
+                Err(ended) => return done(Err(errno(ended))),
+            };
+            let known = fs.state.leases.table().attr(node, Instant::now()).is_some();
+            if known && !fs.scrub_needed(node) {
+                let _gate = fs.state.leases.gate();
+                let ttl = fs.state.leases.attr_ttl(node);
+                return done(fs.shown_attr(node, &attr).map(|attr| Attrs { attr, ttl }));
+            }
+            if known {
+                return fs.scrub_and_tell(caller, node, file, done);
+            }
+            done(fs.shown_attr(node, &attr).map(|attr| Attrs { attr, ttl: Duration::ZERO }));
+        };
+        let call =
+            Call { op, data: Payload::default(), pid: caller.pid, done: Box::new(answered), keep: None };
+        self.carrier.submit(call);
+    }
+
+    /// Tells attributes from the table, if they are still there.
+    fn tell_attr(
+        &self,
+        caller: Caller,
+        node: Node,
+        file: Option<u64>,
+        done: impl FnOnce(Result<Attrs, Errno>) + Send + 'static,
+    ) {
+        if self.scrub_needed(node) {
+            return self.scrub_and_tell(caller, node, file, done);
+        }
+        let gate = self.state.leases.gate();
+        let known = self.state.leases.table().attr(node, Instant::now());
+        if let Some(attr) = known {
+            let ttl = self.state.leases.attr_ttl(node);
+            return done(self.shown_attr(node, &attr).map(|attr| Attrs { attr, ttl }));
+        }
+        drop(gate);
+        self.ask_attr(caller, node, file, done);
+    }
+
+    /// Whether the kernel may have contents of a node that are not those that the lease speaks of. If the kernel cannot be busy
+    /// with them, they are dropped at once.
+    fn scrub_needed(&self, node: Node) -> bool {
+        let Some(kernel) = self.state.leases.kernel() else { return false };
+        let Some(soiled) = self.state.leases.table().soiled(node) else { return false };
+        if self.state.handles.lock().has(node) {
+            return true;
+        }
+        // Nobody has it open, so no page of it is locked.
+        let number = self.state.nodes.lock().number(node);
+        kernel.forget_pages(number);
+        self.state.leases.table().cleaned(node, soiled);
+        false
+    }
+
+    /// Has the kernel drop the contents of a node, on another thread because it may have to wait for reads and writes that
+    /// are under way, and then tells the attributes.
+    fn scrub_and_tell(
+        &self,
+        caller: Caller,
+        node: Node,
+        file: Option<u64>,
+        done: impl FnOnce(Result<Attrs, Errno>) + Send + 'static,
+    ) {
+        let Some(kernel) = self.state.leases.kernel().cloned() else {
+            return self.ask_attr(caller, node, file, done);
+        };
+        let fs = self.clone();
+        kernel.clone().aside(move || {
+            let soiled = fs.state.leases.table().soiled(node);
+            if let Some(soiled) = soiled {
+                let number = fs.state.nodes.lock().number(node);
+                kernel.forget_pages(number);
+                fs.state.leases.table().cleaned(node, soiled);
+            }
+            let gate = fs.state.leases.gate();
+            let known = fs.state.leases.table().attr(node, Instant::now());
+            if let Some(attr) = known {
+                let ttl = fs.state.leases.attr_ttl(node);
+                return done(fs.shown_attr(node, &attr).map(|attr| Attrs { attr, ttl }));
+            }
+            drop(gate);
+            fs.ask_attr(caller, node, file, done);
+        });
     }
 
     /// Changes attributes.
@@ -283,7 +606,7 @@ impl Fs {
         number: u64,
         file: Option<u64>,
         change: Change,
-        done: impl FnOnce(Result<FileAttr, Errno>) + Send + 'static,
+        done: impl FnOnce(Result<Attrs, Errno>) + Send + 'static,
     ) {
         let node = match self.granted(number) {
             Ok(node) => node,
@@ -308,12 +631,20 @@ impl Fs {
             return self.getattr(caller, number, file, done);
         }
         let fs = self.clone();
-        let read = move |answer: Answer<'_>| match answer.outcome {
-            Outcome::Attr(attr) => fs.shown_attr(node, &attr),
-            _ => Err(errno(Ended::Protocol)),
+        let read = move |result: Result<Answer<'_>, Errno>, change: OwnChange| {
+            let (mut table, heard, sole) = fs.ended(&change, result.as_ref().ok(), None);
+            let Outcome::Attr(attr) = result?.outcome else { return Err(errno(Ended::Protocol)) };
+            if let Some(heard) = heard
+                && sole.contains(&node)
+            {
+                table.learn(&heard, node, heard.note.node, &attr, false);
+            }
+            drop(table);
+            // The kernel believes this answer whatever it was told meanwhile, so it may not keep it.
+            Ok(Attrs { attr: fs.shown_attr(node, &attr)?, ttl: Duration::ZERO })
         };
         let op = Op::Setattr { node, handle, set, by: caller.credentials() };
-        self.ask(caller, op, Payload::default(), read, done);
+        self.change(caller, (op, Payload::default()), &[node], read, done);
     }
 
     /// The target of a symlink.
@@ -323,11 +654,27 @@ impl Fs {
         number: u64,
         done: impl FnOnce(Result<&[u8], Errno>) + Send + 'static,
     ) {
-        match self.granted(number) {
-            Ok(node) => self.ask_data(caller, Op::Readlink { node }, Payload::default(), done),
-            // The skeleton has no symlinks.
-            Err(_) => done(Err(Errno::EINVAL)),
+        // The skeleton has no symlinks.
+        let Ok(node) = self.granted(number) else { return done(Err(Errno::EINVAL)) };
+        let known = self.state.leases.table().target(node, Instant::now());
+        if let Some(target) = known {
+            return done(Ok(&target));
         }
+        let (state, asked) = (self.state.clone(), self.asked());
+        self.carrier.submit(Call {
+            op: Op::Readlink { node },
+            data: Payload::default(),
+            pid: caller.pid,
+            done: Box::new(move |result| match result {
+                Ok(Answer { outcome: Outcome::Data, data, note, life, .. }) => {
+                    state.leases.table().learn_target(&Heard { asked, life, note }, node, data);
+                    done(Ok(data));
+                }
+                Ok(_) => done(Err(errno(Ended::Protocol))),
+                Err(ended) => done(Err(errno(ended))),
+            }),
+            keep: None,
+        });
     }
 
     /// Asks for data, which are handed on without a copy.
@@ -347,6 +694,7 @@ impl Fs {
                 Ok(_) => done(Err(errno(Ended::Protocol))),
                 Err(ended) => done(Err(errno(ended))),
             }),
+            keep: None,
         });
     }
 

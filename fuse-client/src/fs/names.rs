@@ -1,12 +1,17 @@
 //! Operations that make, remove and change names.
 
+use std::time::{Duration, Instant};
+
 use fuser::{Errno, RenameFlags};
 use strongroom_protocol::attr::Node;
 use strongroom_protocol::name::{MAX_PATH, Name};
 use strongroom_protocol::op::{Op, RenameMode};
+use strongroom_protocol::reply::Outcome;
 
-use super::{Caller, Fs, PERMISSIONS, Told, entry};
-use crate::errno::of_name;
+use super::{Caller, Fs, PERMISSIONS, Told};
+use crate::errno::{Ended, of_name};
+use crate::lease::{Found, Heard, OwnChange};
+use crate::opening;
 use crate::transport::{Answer, Payload};
 
 impl Fs {
@@ -30,8 +35,54 @@ impl Fs {
         };
         let fs = self.clone();
         let op = op(parent, name.clone());
-        let read = move |answer: Answer<'_>| fs.told(parent, name, &entry(&answer)?);
-        self.ask(caller, op, data, read, done);
+        let nodes = match &op {
+            Op::Link { node, .. } => vec![parent, *node],
+            _ => vec![parent],
+        };
+        let (directory, new) = (matches!(op, Op::Mkdir { .. }), !matches!(op, Op::Link { .. }));
+        let read = move |result: Result<Answer<'_>, Errno>, change: OwnChange| {
+            let (told, made) = fs.made(parent, &name, result, &change, new)?;
+            if directory {
+                fs.state.leases.table().learn_empty(&made.1, made.0);
+            }
+            Ok(told)
+        };
+        self.change(caller, (op, data), &nodes, read, done);
+    }
+
+    /// A name was made, or not; `new`: its node was as well.
+    pub(super) fn made(
+        &self,
+        parent: Node,
+        name: &Name,
+        result: Result<Answer<'_>, Errno>,
+        change: &OwnChange,
+        new: bool,
+    ) -> Result<(Told, (Node, Heard)), Errno> {
+        let found = result.as_ref().map_err(|errno| *errno).and_then(|answer| match &answer.outcome {
+            Outcome::Entry(entry) | Outcome::Created(_, entry) => Ok(*entry),
+            _ => Err(crate::errno::errno(Ended::Protocol)),
+        });
+        let (mut table, heard, sole) = self.ended(change, result.as_ref().ok(), Some(parent));
+        let (Ok(found), Some(heard)) = (found, heard) else {
+            table.changed_name(None, parent, name, None);
+            return Err(found.err().unwrap_or(Errno::EIO));
+        };
+        let node = Node { grant: parent.grant, ino: found.node.ino };
+        table.changed_name(Some(&heard), parent, name, Some(Some(node)));
+        drop(table);
+        let fresh = self.tell(parent, name, node, &found.attr);
+        // Of what the change did not name, another one may have been under way.
+        let asked = if sole.contains(&node) { heard.asked } else { change.asked() };
+        let heard = Heard { asked, ..heard };
+        if new {
+            self.state.leases.table().born(node);
+        }
+        self.state.leases.table().learn(&heard, node, heard.note.node, &found.attr, fresh);
+        let mut told = self.found(parent, name, node, &found.attr, fresh)?;
+        // The kernel believes this answer whatever it was told meanwhile, so it may not keep the attributes.
+        told.attr_ttl = Duration::ZERO;
+        Ok((told, (node, heard)))
     }
 
     /// Makes a directory.
@@ -131,14 +182,68 @@ impl Fs {
             Ok(spot) => spot,
             Err(errno) => return done(Err(errno)),
         };
-        let fs = self.clone();
         let op = op(parent, name.clone());
-        self.ask_done(caller, op, Payload::default(), move |result| {
-            if result.is_ok() {
-                fs.state.nodes.lock().removed(parent, &name);
-            }
-            done(result);
+        let victim = self.stands_for(parent, &name);
+        let asker = self.clone();
+        self.before_removal(parent, victim, move || {
+            asker.remove_now(caller, (parent, name), victim, op, done)
         });
+    }
+
+    /// Does `then` once what may lose its last name, and is open, is open at the gateway.
+    fn before_removal(&self, parent: Node, victim: Option<Node>, then: impl FnOnce() + Send + 'static) {
+        let concerned = move |node: Node| match victim {
+            Some(victim) => node == victim,
+            // Whatever it is.
+            None => node.grant == parent.grant,
+        };
+        let any = match victim {
+            Some(victim) => self.state.handles.lock().lazy_of(victim),
+            None => true,
+        };
+        if !any {
+            return then();
+        }
+        opening::ensure_all(&self.submitter(), &self.state, &concerned, then);
+    }
+
+    fn remove_now(
+        &self,
+        caller: Caller,
+        (parent, name): (Node, Name),
+        victim: Option<Node>,
+        op: Op,
+        done: impl FnOnce(Result<(), Errno>) + Send + 'static,
+    ) {
+        let fs = self.clone();
+        let nodes: Vec<Node> = [parent].into_iter().chain(victim).collect();
+        let read = move |result: Result<Answer<'_>, Errno>, change: OwnChange| {
+            let result = fs.done_with(result);
+            let (mut table, heard, _) = fs.ended(&change, result.as_ref().ok(), Some(parent));
+            if table.stood_for(&change, parent, &name).is_none() {
+                // What has lost its name may be another node than was thought.
+                table.distrust();
+            }
+            let gone = if result.is_ok() { Some(None) } else { None };
+            table.changed_name(heard.as_ref(), parent, &name, gone);
+            drop(table);
+            result.map(|_| fs.state.nodes.lock().removed(parent, &name))
+        };
+        self.change(caller, (op, Payload::default()), &nodes, read, done);
+    }
+
+    fn done_with<'a>(&self, result: Result<Answer<'a>, Errno>) -> Result<Answer<'a>, Errno> {
+        let answer = result?;
+        match answer.outcome {
+            Outcome::Done => Ok(answer),
+            _ => Err(crate::errno::errno(Ended::Protocol)),
+        }
+    }
+
+    /// The node that a name stands for, as far as is known.
+    pub(super) fn stands_for(&self, parent: Node, name: &Name) -> Option<Node> {
+        let known = self.state.leases.table().named(parent, name);
+        known.or_else(|| self.state.nodes.lock().named(parent, name))
     }
 
     /// Renames (renameat2(2)).
@@ -167,14 +272,58 @@ impl Fs {
         if parent.grant != new_parent.grant {
             return done(Err(Errno::EXDEV));
         }
+        let victim = self.stands_for(new_parent, &new_name);
+        let absent = self.absent_for_now(new_parent, &new_name) || mode != RenameMode::Replace;
+        let asker = self.clone();
+        let go = move || asker.rename_now(caller, (parent, name), (new_parent, new_name), mode, done);
+        if absent { go() } else { self.before_removal(new_parent, victim, go) }
+    }
+
+    fn absent_for_now(&self, dir: Node, name: &Name) -> bool {
+        self.state.leases.table().lookup(dir, name, Instant::now()) == Found::Absent
+    }
+
+    fn rename_now(
+        &self,
+        caller: Caller,
+        (parent, name): (Node, Name),
+        (new_parent, new_name): (Node, Name),
+        mode: RenameMode,
+        done: impl FnOnce(Result<(), Errno>) + Send + 'static,
+    ) {
         let fs = self.clone();
         let op = Op::Rename { parent, name: name.clone(), new_parent, new_name: new_name.clone(), mode };
-        self.ask_done(caller, op, Payload::default(), move |result| {
-            if result.is_ok() {
-                let exchange = mode == RenameMode::Exchange;
-                fs.state.nodes.lock().renamed((parent, name), (new_parent, new_name), exchange);
+        let moved = self.stands_for(parent, &name);
+        let victim = self.stands_for(new_parent, &new_name);
+        let nodes: Vec<Node> = [parent, new_parent].into_iter().chain(moved).chain(victim).collect();
+        let read = move |result: Result<Answer<'_>, Errno>, change: OwnChange| {
+            let result = fs.done_with(result);
+            let (mut table, heard, _) = fs.ended(&change, result.as_ref().ok(), Some(new_parent));
+            let moved = table.stood_for(&change, parent, &name);
+            let replaced = table.stood_for(&change, new_parent, &new_name);
+            let free = table.was_absent(&change, new_parent, &new_name);
+            // A name that was there and is not known may have been replaced.
+            if moved.is_none() || (replaced.is_none() && !free) {
+                table.distrust();
             }
-            done(result);
-        });
+            let exchange = mode == RenameMode::Exchange;
+            let (here, there) = match (&result, moved) {
+                (Ok(_), Some(node)) => {
+                    let here = match replaced {
+                        _ if exchange => replaced.map(Some),
+                        // Two names of one file are left as they are (rename(2)).
+                        Some(other) => (other != node).then_some(None),
+                        None => free.then_some(None),
+                    };
+                    (here, Some(Some(node)))
+                }
+                _ => (None, None),
+            };
+            table.changed_name(heard.as_ref(), parent, &name, here);
+            table.changed_name(heard.as_ref(), new_parent, &new_name, there);
+            drop(table);
+            result.map(|_| fs.state.nodes.lock().renamed((parent, name), (new_parent, new_name), exchange))
+        };
+        self.change(caller, (op, Payload::default()), &nodes, read, done);
     }
 }

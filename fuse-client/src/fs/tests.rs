@@ -9,10 +9,12 @@ use parking_lot::Mutex;
 use strongroom_contracts::Rights;
 use strongroom_protocol::attr::{LockKind, Time};
 use strongroom_protocol::hello::GrantInfo;
+use strongroom_protocol::lease::{Lease, LeaseTerms, Note, What};
 use strongroom_protocol::readdir::{self, DirEntry};
 use strongroom_protocol::reply::Failure;
 
 use super::*;
+use crate::lease::Drop;
 
 const ME: Caller = Caller { uid: 1000, gid: 1000, pid: 1 };
 const SHOWN: Owner = Owner { uid: 1000, gid: 100 };
@@ -25,14 +27,17 @@ struct Scripted {
     answers: Mutex<VecDeque<Script>>,
     asked: Mutex<Vec<(Op, Vec<u8>)>>,
     barred: Mutex<Option<Ended>>,
+    /// What every answer says about leases.
+    note: Mutex<Note>,
 }
 
 impl Carrier for Scripted {
     fn submit(&self, call: Call) {
         self.asked.lock().push((call.op, call.data.bytes().to_vec()));
         let answer = self.answers.lock().pop_front().expect("asked more than the script answers");
+        let note = *self.note.lock();
         match answer {
-            Ok((outcome, data)) => (call.done)(Ok(Answer { outcome, data: &data, epoch: 1 })),
+            Ok((outcome, data)) => (call.done)(Ok(Answer { outcome, data: &data, epoch: 1, note, life: 1 })),
             Err(ended) => (call.done)(Err(ended)),
         }
     }
@@ -63,6 +68,38 @@ impl Bench {
         Bench { carrier, state, fs }
     }
 
+    /// The same, where every answer comes with a lease.
+    fn leased() -> Bench {
+        let bench = Bench::new();
+        let terms = LeaseTerms { keep_ms: 3_600_000, recall_ms: 1000, most: 1000 };
+        bench.state.leases.table().terms(1, &terms);
+        bench.note(1, Lease::Shared);
+        bench
+    }
+
+    fn note(&self, stamp: u64, node: Lease) {
+        *self.carrier.note.lock() = Note { stamp, node, names: node != Lease::None, after: None };
+    }
+
+    fn recall(&self, stamp: u64, ino: u64, what: What) -> Drop {
+        let mut drop = Drop::default();
+        let node = Node { grant: 0, ino };
+        self.state.leases.table().recall(stamp, node, &what, Instant::now(), &mut drop);
+        drop
+    }
+
+    fn getattr(&self, number: u64) -> Result<Attrs, Errno> {
+        wait(|done| self.fs.getattr(ME, number, None, done))
+    }
+
+    fn open_known(&self, number: u64) -> u64 {
+        wait(|done| self.fs.open(ME, number, libc::O_RDONLY, done)).unwrap().file
+    }
+
+    fn read(&self, file: u64) -> Result<Vec<u8>, Errno> {
+        wait(|done| self.fs.read(ME, file, 0, 100, move |data| done(data.map(<[u8]>::to_vec))))
+    }
+
     fn answer(&self, script: impl IntoIterator<Item = Script>) {
         self.carrier.answers.lock().extend(script);
     }
@@ -87,6 +124,10 @@ impl Bench {
             _ => (self.lookup(ROOT, b"home").unwrap().attr.ino.0, &b"Photos"[..]),
         };
         self.lookup(parent, name).unwrap().attr.ino.0
+    }
+
+    fn root_again(&self) -> u64 {
+        self.lookup(ROOT, b"Mail").unwrap().attr.ino.0
     }
 
     fn lookup(&self, parent: u64, name: &[u8]) -> Result<Told, Errno> {
@@ -236,9 +277,9 @@ fn owners_are_shown_as_the_grant_says() {
     let single = bench.root(0);
     let preserve = bench.root(1);
     bench.outcome(Outcome::Attr(attr(100, libc::S_IFDIR | 0o755)));
-    assert_eq!(wait(|done| bench.fs.getattr(ME, single, None, done)).unwrap().uid, 1000);
+    assert_eq!(wait(|done| bench.fs.getattr(ME, single, None, done)).unwrap().attr.uid, 1000);
     bench.outcome(Outcome::Attr(attr(100, libc::S_IFDIR | 0o755)));
-    assert_eq!(wait(|done| bench.fs.getattr(ME, preserve, None, done)).unwrap().uid, 7);
+    assert_eq!(wait(|done| bench.fs.getattr(ME, preserve, None, done)).unwrap().attr.uid, 7);
 }
 
 #[test]
@@ -444,6 +485,7 @@ fn page(range: std::ops::Range<u64>, with: bool) -> Script {
             kind: 8,
             name: Name::new(format!("f{n}").as_bytes()).unwrap(),
             attr: with.then(|| attr(1000 + n, libc::S_IFREG | 0o644)),
+            leased: true,
         };
         readdir::push(&mut data, &entry).unwrap();
     }
@@ -451,8 +493,9 @@ fn page(range: std::ops::Range<u64>, with: bool) -> Script {
 }
 
 fn opendir(bench: &Bench, number: u64) -> u64 {
+    // Now, or when it is listed.
     bench.outcome(Outcome::Opened(Handle(1), attr(100, libc::S_IFDIR | 0o755)));
-    wait(|done| bench.fs.opendir(ME, number, done)).unwrap()
+    wait(|done| bench.fs.opendir(ME, number, done)).unwrap().file
 }
 
 #[test]
@@ -527,4 +570,116 @@ fn space_above_the_grants_is_that_of_the_first() {
     bench.outcome(Outcome::Statfs(statfs));
     assert_eq!(wait(|done| bench.fs.statfs(ME, ROOT, done)), Ok(statfs));
     assert_eq!(bench.last_asked(), Op::Statfs { node: Node { grant: 0, ino: 100 } });
+}
+
+#[test]
+fn what_is_leased_is_asked_for_once() {
+    let bench = Bench::leased();
+    let root = bench.root(0);
+    let file = bench.file(root, 5, b"f");
+    bench.answer([Err(Ended::Failed(Failure::Errno(libc::ENOENT as u16)))]);
+    assert_eq!(bench.lookup(root, b"g"), Err(Errno::ENOENT));
+    let asked = bench.asked();
+    assert_eq!(bench.root_again(), root);
+    assert_eq!(bench.lookup(root, b"f").unwrap().attr.ino.0, file);
+    assert_eq!(bench.getattr(file).unwrap().attr.size, 10);
+    let open = bench.open_known(file);
+    wait(|done| bench.fs.flush(ME, open, 0, done)).unwrap();
+    wait(|done| bench.fs.release(ME, open, None, done)).unwrap();
+    let listing = wait(|done| bench.fs.opendir(ME, root, done)).unwrap().file;
+    wait(|done| bench.fs.releasedir(ME, listing, done)).unwrap();
+    assert_eq!(bench.asked(), asked);
+    assert!(bench.state.handles.lock().is_empty());
+}
+
+#[test]
+fn what_is_recalled_is_asked_for_again() {
+    let bench = Bench::leased();
+    let root = bench.root(0);
+    let file = bench.file(root, 5, b"f");
+    let asked = bench.asked();
+    bench.recall(2, 5, What::All { data: true, open: false });
+    // An answer that the change has overtaken is shown to whoever asked, and not kept.
+    bench.outcome(Outcome::Attr(attr(5, libc::S_IFREG | 0o644)));
+    bench.getattr(file).unwrap();
+    bench.note(2, Lease::Shared);
+    bench.outcome(Outcome::Attr(attr(5, libc::S_IFREG | 0o600)));
+    assert_eq!(bench.getattr(file).unwrap().attr.perm, 0o600);
+    assert_eq!(bench.getattr(file).unwrap().attr.perm, 0o600);
+    assert_eq!(bench.asked(), asked + 2);
+}
+
+#[test]
+fn the_gateway_hears_of_an_open_file_with_its_first_read() {
+    let bench = Bench::leased();
+    let root = bench.root(0);
+    let number = bench.file(root, 5, b"f");
+    let file = bench.open_known(number);
+    let opened = Outcome::Opened(Handle(70), attr(5, libc::S_IFREG | 0o644));
+    bench.answer([Ok((opened, b"0123456789".to_vec())), Ok((Outcome::Data, b"more".to_vec()))]);
+    assert_eq!(bench.read(file).unwrap(), b"0123456789");
+    assert!(matches!(bench.last_asked(), Op::OpenRead { offset: 0, length: 100, .. }));
+    assert_eq!(bench.read(file).unwrap(), b"more");
+    assert!(matches!(bench.last_asked(), Op::Read { .. }));
+    // A request that was sent again is answered without the data.
+    let file = bench.open_known(number);
+    let opened = Outcome::Opened(Handle(71), attr(5, libc::S_IFREG | 0o644));
+    bench.answer([Ok((opened, vec![])), Ok((Outcome::Data, b"0123456789".to_vec()))]);
+    assert_eq!(bench.read(file).unwrap(), b"0123456789");
+    bench.answer([Err(Ended::Failed(Failure::Stale))]);
+    let file = bench.open_known(number);
+    assert_eq!(bench.read(file), Err(Errno::ESTALE));
+}
+
+#[test]
+fn what_is_open_here_only_is_opened_at_the_gateway_before_its_name_goes() {
+    let bench = Bench::leased();
+    let root = bench.root(0);
+    let number = bench.file(root, 5, b"f");
+    let file = bench.open_known(number);
+    bench.outcome(Outcome::Opened(Handle(70), attr(5, libc::S_IFREG | 0o644)));
+    bench.outcome(Outcome::Done);
+    wait(|done| bench.fs.unlink(ME, root, b"f", done)).unwrap();
+    let asked: Vec<Op> = bench.carrier.asked.lock().iter().rev().take(2).map(|(op, _)| op.clone()).collect();
+    assert!(matches!(asked[..], [Op::Unlink { .. }, Op::Open { .. }]), "{asked:?}");
+    assert_eq!(bench.lookup(root, b"f"), Err(Errno::ENOENT), "known without asking");
+    bench.answer([Ok((Outcome::Data, b"kept".to_vec()))]);
+    assert_eq!(bench.read(file).unwrap(), b"kept");
+    // By somebody else: the recall names it.
+    let number = bench.file(root, 6, b"g");
+    bench.open_known(number);
+    let node = Node { grant: 0, ino: 6 };
+    assert_eq!(bench.recall(2, 6, What::All { data: false, open: true }).open, [node]);
+    assert!(bench.state.handles.lock().lazy_of(node));
+}
+
+#[test]
+fn a_directory_that_was_listed_or_made_answers_for_its_names() {
+    let bench = Bench::leased();
+    let root = bench.root(0);
+    let file = opendir(&bench, root);
+    bench.answer([page(0..3, true), page(3..3, true)]);
+    let listed = list::<true>(&bench, root, file, 0, 99);
+    let (_, last, _) = listed.entries.last().unwrap();
+    assert_eq!(names(&list::<true>(&bench, root, file, *last, 99)), [""; 0]);
+    let asked = bench.asked();
+    assert_eq!(bench.lookup(root, b"nothing"), Err(Errno::ENOENT));
+    assert_eq!(bench.asked(), asked);
+    bench.outcome(Outcome::Entry(entry_of(0, 50, libc::S_IFDIR | 0o755)));
+    let made = wait(|done| bench.fs.mkdir(ME, root, b"new", 0o755, done)).unwrap().attr.ino.0;
+    assert_eq!(bench.lookup(made, b"nothing"), Err(Errno::ENOENT));
+    assert_eq!(bench.lookup(root, b"new").unwrap().attr.ino.0, made);
+    assert_eq!(bench.asked(), asked + 1);
+}
+
+#[test]
+fn a_change_whose_caller_is_gone_leaves_nothing_known() {
+    let bench = Bench::leased();
+    let root = bench.root(0);
+    let number = bench.file(root, 5, b"f");
+    bench.answer([Err(Ended::Interrupted)]);
+    let change = Change { mode: Some(0o600), ..Change::default() };
+    wait(|done| bench.fs.setattr(ME, number, None, change, done)).unwrap_err();
+    bench.outcome(Outcome::Attr(attr(5, libc::S_IFREG | 0o600)));
+    assert_eq!(bench.getattr(number).unwrap().attr.perm, 0o600, "it was carried out all the same");
 }

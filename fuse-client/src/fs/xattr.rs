@@ -2,10 +2,12 @@
 //! the time and the gateway stores none.
 
 use fuser::Errno;
+use strongroom_protocol::attr::Node;
 use strongroom_protocol::op::Op;
 
-use super::{Caller, Fs, Place};
-use crate::transport::Payload;
+use super::{Caller, Fs, Place, nothing};
+use crate::lease::OwnChange;
+use crate::transport::{Answer, Payload};
 
 /// The longest name, in bytes (xattr(7)).
 const MAX_NAME: usize = 255;
@@ -71,7 +73,7 @@ impl Fs {
         let data = Payload::from([name, value].concat());
         // At most MAX_NAME; the bits as they are.
         let op = Op::Setxattr { node, name_length: name.len() as u16, flags: flags as u32 };
-        self.ask_done(caller, op, data, done);
+        self.change_xattr(caller, node, (op, data), done);
     }
 
     /// Removes an attribute.
@@ -84,8 +86,26 @@ impl Fs {
     ) {
         match self.granted(number) {
             _ if !travels(name) => done(Err(Errno::EOPNOTSUPP)),
-            Ok(node) => self.ask_done(caller, Op::Removexattr { node }, Payload::copy(name), done),
+            Ok(node) => {
+                let asking = (Op::Removexattr { node }, Payload::copy(name));
+                self.change_xattr(caller, node, asking, done);
+            }
             Err(errno) => done(Err(errno)),
         }
+    }
+
+    fn change_xattr(
+        &self,
+        caller: Caller,
+        node: Node,
+        asking: (Op, Payload),
+        done: impl FnOnce(Result<(), Errno>) + Send + 'static,
+    ) {
+        let fs = self.clone();
+        let read = move |result: Result<Answer<'_>, Errno>, change: OwnChange| {
+            fs.ended_plainly(&change, result.as_ref().ok(), node);
+            nothing(result?)
+        };
+        self.change(caller, asking, &[node], read, done);
     }
 }

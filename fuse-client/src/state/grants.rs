@@ -71,6 +71,12 @@ impl Grants {
         self.list.get(usize::from(number))?.wire
     }
 
+    /// A node of the wire in the client's terms.
+    pub fn from_wire(&self, node: Node) -> Option<Node> {
+        let (number, _) = self.active().find(|(_, grant)| grant.wire == Some(node.grant))?;
+        Some(Node { grant: number, ino: node.ino })
+    }
+
     /// A node in the terms of the wire; `None` if its grant is not in the contract in force.
     pub fn to_wire(&self, node: Node) -> Option<Node> {
         Some(Node { grant: self.wire(node.grant)?, ino: node.ino })

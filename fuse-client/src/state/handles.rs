@@ -7,6 +7,8 @@ use fuser::Errno;
 use parking_lot::Mutex;
 use strongroom_protocol::attr::{Handle, Node, OpenFlags};
 
+use crate::lease::Asked;
+
 /// Where an open file stands with the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wire {
@@ -34,6 +36,39 @@ pub struct OpenFile {
     /// Entries that came with the last page of the directory and have not been asked for yet.
     pub listing: Mutex<Listing>,
     closing: Mutex<bool>,
+    stage: Mutex<Stage>,
+}
+
+/// What is done when a file is open at the gateway.
+pub type Then = Box<dyn FnOnce(Result<(), Errno>) + Send>;
+
+/// How far a file is with being open at the gateway.
+enum Stage {
+    /// The gateway does not know of it.
+    Lazy,
+    /// It has been asked; these wait for the answer.
+    Asked(Vec<Then>),
+    Open,
+}
+
+impl std::fmt::Debug for Stage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Stage::Lazy => "lazy",
+            Stage::Asked(_) => "asked",
+            Stage::Open => "open",
+        })
+    }
+}
+
+/// What is to be done about opening a file at the gateway.
+pub enum Turn {
+    /// It is open: go on.
+    Open(Then),
+    /// Somebody is opening it; it will be gone on with.
+    Wait,
+    /// Open it, then call [`OpenFile::settle`].
+    First,
 }
 
 /// A page of a directory in the form of the wire, from `cookie` on.
@@ -45,6 +80,19 @@ pub struct Listing {
     pub plus: bool,
     /// The entries not yet used.
     pub data: Vec<u8>,
+    /// The listing from the start, as long as every page of it may be kept.
+    pub survey: Option<Survey>,
+}
+
+/// A listing from the start of which all names have been learnt so far.
+#[derive(Clone, Copy, Debug)]
+pub struct Survey {
+    /// When its first page was asked for.
+    pub asked: Asked,
+    /// The stamp of the first page.
+    pub stamp: u64,
+    /// Where the next page must begin.
+    pub next: u64,
 }
 
 impl OpenFile {
@@ -66,6 +114,69 @@ impl OpenFile {
             wire: Mutex::new(Wire { epoch, handle, dead: None }),
             listing: Mutex::default(),
             closing: Mutex::new(false),
+            stage: Mutex::new(Stage::Open),
+        }
+    }
+
+    /// A file of which the gateway is not told yet.
+    pub fn lazy(node: Node, flags: OpenFlags, directory: bool) -> OpenFile {
+        let stage = Mutex::new(Stage::Lazy);
+        OpenFile { stage, ..OpenFile::new(node, flags, directory, false, 0, Handle(0)) }
+    }
+
+    /// Whether the gateway does not know of it.
+    pub fn is_lazy(&self) -> bool {
+        matches!(*self.stage.lock(), Stage::Lazy)
+    }
+
+    /// Whether it is open at the gateway.
+    pub fn at_gateway(&self) -> bool {
+        matches!(*self.stage.lock(), Stage::Open)
+    }
+
+    /// What is to be done so that `then` can be.
+    pub fn turn(&self, then: Then) -> Turn {
+        let mut stage = self.stage.lock();
+        match &mut *stage {
+            Stage::Open => Turn::Open(then),
+            Stage::Asked(waiting) => {
+                waiting.push(then);
+                Turn::Wait
+            }
+            Stage::Lazy => {
+                *stage = Stage::Asked(vec![then]);
+                Turn::First
+            }
+        }
+    }
+
+    /// Takes it upon the caller to open the file; `false` if somebody else does or has.
+    pub fn claim(&self) -> bool {
+        let mut stage = self.stage.lock();
+        let lazy = matches!(*stage, Stage::Lazy);
+        if lazy {
+            *stage = Stage::Asked(vec![]);
+        }
+        lazy
+    }
+
+    /// Opening was given up by whoever did it; returns those who still wait.
+    pub fn give_back(&self) -> Vec<Then> {
+        match std::mem::replace(&mut *self.stage.lock(), Stage::Lazy) {
+            Stage::Asked(waiting) => waiting,
+            Stage::Lazy | Stage::Open => vec![],
+        }
+    }
+
+    /// The gateway has opened the file, or not; whoever waits goes on.
+    pub fn settle(&self, opened: Result<Wire, Errno>) {
+        let result = opened.map(|wire| *self.wire.lock() = wire);
+        let before = {
+            let next = if result.is_ok() { Stage::Open } else { Stage::Lazy };
+            std::mem::replace(&mut *self.stage.lock(), next)
+        };
+        if let Stage::Asked(waiting) = before {
+            waiting.into_iter().for_each(|then| then(result));
         }
     }
 
@@ -127,6 +238,23 @@ impl Handles {
         list.iter().copied().find(|number| {
             self.open.get(number).is_some_and(|file| file.wire.lock().dead.is_none() && suits(file))
         })
+    }
+
+    /// Whether a node is open.
+    pub fn has(&self, node: Node) -> bool {
+        self.by_node.contains_key(&node)
+    }
+
+    /// The files of such nodes that are not open at the gateway yet.
+    pub fn lazy(&self, which: &dyn Fn(Node) -> bool) -> Vec<Arc<OpenFile>> {
+        let open = self.open.values().filter(|file| which(file.node) && !file.at_gateway());
+        open.cloned().collect()
+    }
+
+    /// The files of one node that are not open at the gateway yet.
+    pub fn lazy_of(&self, node: Node) -> bool {
+        let Some(list) = self.by_node.get(&node) else { return false };
+        list.iter().filter_map(|number| self.open.get(number)).any(|file| !file.at_gateway())
     }
 
     /// All open files, in the order in which they were opened.

@@ -9,16 +9,19 @@ mod handles;
 mod locks;
 mod nodes;
 
-use fuser::{Errno, Notifier};
+use std::time::Duration;
+
+use fuser::Errno;
 use parking_lot::{Mutex, RwLock};
-use std::sync::OnceLock;
 use strongroom_protocol::attr::Node;
 use strongroom_protocol::hello::GrantInfo;
 
+use crate::kernel::{Kernel, Latch};
+use crate::lease::{Drop, Leases};
 use crate::tree::Tree;
 
 pub use grants::{Grant, Grants};
-pub use handles::{Handles, OpenFile, Wire};
+pub use handles::{Handles, OpenFile, Survey, Then, Turn, Wire};
 pub use locks::{HeldLock, Locks};
 pub use nodes::{Known, Nodes};
 
@@ -35,7 +38,8 @@ pub struct State {
     pub handles: Mutex<Handles>,
     /// Locks that processes of this guest hold.
     pub locks: Mutex<Locks>,
-    notifier: OnceLock<Notifier>,
+    /// What may be kept without asking again.
+    pub leases: Leases,
 }
 
 impl State {
@@ -54,20 +58,72 @@ impl State {
         self.nodes.lock().path(node).ok_or(Errno::ESTALE)
     }
 
-    /// Where notices to the kernel go; set once, when the mount is there.
-    pub fn set_notifier(&self, notifier: Notifier) {
-        // A second mount of the same state does not happen.
-        let _ = self.notifier.set(notifier);
+    /// Sets where notices to the kernel go; once, when the mount is there.
+    pub fn set_kernel(&self, kernel: Kernel) {
+        self.leases.set_kernel(kernel);
     }
 
     /// Makes the kernel forget what it has cached of every node: attributes, pages (of open and mapped files too).
     /// Must not run on a thread that answers requests: the kernel may have to wait for answers first.
     pub fn drop_caches(&self) {
-        let Some(notifier) = self.notifier.get() else { return };
+        let Some(kernel) = self.leases.kernel() else { return };
+        kernel.forget_entries();
         let known = self.nodes.lock().numbers();
         for number in known {
             // The kernel may have forgotten it meanwhile, or the mount may be gone.
-            let _ = notifier.inval_inode(fuser::INodeNo(number), 0, -1);
+            kernel.forget_pages(number);
         }
     }
+
+    /// Makes the kernel forget what is not under a lease any more. Attributes are gone when this returns, and so are names;
+    /// contents are, unless the kernel is busy with them: they are checked before they are used again
+    /// ([`crate::lease::Table::soiled`]).
+    pub fn take_back(&self, drop: &Drop) {
+        self.leases.settle();
+        let Some(kernel) = self.leases.kernel() else { return };
+        if drop.all_entries {
+            kernel.forget_entries();
+        }
+        let number = |node: Node| self.nodes.lock().number(node);
+        for node in &drop.attrs {
+            kernel.forget_attr(number(*node));
+        }
+        let entries = if drop.all_entries { &[] } else { drop.entries.as_slice() };
+        let pages: Vec<u64> = {
+            let mut nodes = self.nodes.lock();
+            drop.pages
+                .iter()
+                .filter(|node| nodes.knows(**node))
+                .copied()
+                .collect::<Vec<_>>()
+                .into_iter()
+                .map(|node| nodes.number(node))
+                .collect()
+        };
+        let (gone, clean) = (Latch::new(entries.len()), Latch::new(pages.len()));
+        for (parent, name) in entries {
+            let (parent, name) = (number(*parent), name.clone());
+            let (on, gone) = (kernel.clone(), gone.clone());
+            kernel.aside(move || {
+                on.forget_entry(parent, name.as_bytes());
+                gone.done();
+            });
+        }
+        for number in pages {
+            let (on, clean) = (kernel.clone(), clean.clone());
+            kernel.aside(move || {
+                on.forget_pages(number);
+                clean.done();
+            });
+        }
+        if !gone.wait(KERNEL_MAX) {
+            // A change of the directory by this guest is under way, and may be waiting for somebody who waits for this.
+            kernel.forget_entries();
+        }
+        // For mappings; reading asks for attributes first.
+        clean.wait(KERNEL_MAX);
+    }
 }
+
+/// How long a recall waits for locks of the kernel.
+const KERNEL_MAX: Duration = Duration::from_millis(3);

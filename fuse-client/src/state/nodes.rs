@@ -90,6 +90,16 @@ impl Nodes {
         Some(self.known.get(&node)?.place.as_ref()?.0)
     }
 
+    /// Whether the kernel knows a node.
+    pub fn knows(&self, node: Node) -> bool {
+        self.known.contains_key(&node)
+    }
+
+    /// The node that was last seen under a name.
+    pub fn named(&self, parent: Node, name: &Name) -> Option<Node> {
+        self.by_name.get(&(parent, name.clone())).copied()
+    }
+
     /// What is known of a node.
     pub fn get(&self, node: Node) -> Option<&Known> {
         self.known.get(&node)

@@ -3,19 +3,25 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use strongroom_protocol::lease::Note;
 use strongroom_protocol::op::Op;
 use strongroom_protocol::reply::Outcome;
 
 use crate::errno::Ended;
+use crate::lease::Underway;
 
 /// An answer; its data are borrowed from the connection's buffer.
 pub struct Answer<'a> {
-    /// The outcome; never a failure.
+    /// The outcome; a failure only for a name that does not exist, where that may be kept.
     pub outcome: Outcome,
     /// The frame's data.
     pub data: &'a [u8],
     /// To which count of gateway processes and sessions a handle in the outcome belongs.
     pub epoch: u64,
+    /// What it says about leases.
+    pub note: Note,
+    /// To which life of the lease table the connection belongs by which it came.
+    pub life: u64,
 }
 
 /// What is done with the answer, once, on whatever thread has it.
@@ -31,6 +37,8 @@ pub struct Call {
     pub pid: u32,
     /// What is done with the answer.
     pub done: Done,
+    /// Kept until the gateway has answered or the request is lost, even if whoever asked has been answered before.
+    pub keep: Option<Arc<Underway>>,
 }
 
 /// Carries requests to the gateway.

@@ -56,7 +56,11 @@ impl Shared {
             }
             // It is closed, one way or the other.
             Failure::BadHandle if matches!(pending.op, Op::Release { .. }) => {
-                self.give_up(pending, Ok(Answer { outcome: Outcome::Done, data: &[], epoch: 0 }));
+                let note = strongroom_protocol::lease::Note::default();
+                self.give_up(
+                    pending,
+                    Ok(Answer { outcome: Outcome::Done, data: &[], epoch: 0, note, life: 0 }),
+                );
             }
             Failure::Stale | Failure::BadHandle if pending.tries < MAX_TRIES => {
                 pending.tries += 1;
@@ -113,6 +117,7 @@ impl Shared {
                 Ok(_) => then(&shared, pending),
                 Err(ended) => ending.give_up(pending, Err(not_found(ended))),
             }),
+            keep: None,
         });
         step.tries = MAX_TRIES;
         self.enqueue(step);
@@ -147,6 +152,7 @@ impl Shared {
                         again.give_up(pending, Err(ended));
                     }
                 }),
+                keep: None,
             });
             step.tries = MAX_TRIES;
             let _ = handle;

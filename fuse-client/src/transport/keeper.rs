@@ -7,16 +7,19 @@ use std::time::{Duration, Instant};
 
 use strongroom_channel::Channel;
 use strongroom_protocol::attr::LockKind;
+use strongroom_protocol::codec;
 use strongroom_protocol::hello::{GrantInfo, Refused, RefusedCode, SessionId, Welcome};
-use strongroom_protocol::op::Op;
+use strongroom_protocol::op::{Op, Request};
 use strongroom_protocol::reply::Outcome;
 
 use super::call::{Call, Payload};
 use super::heal::reopen;
 use super::knock::{self, Knock, KnockError};
 use super::pending::{Link, Pending, Phase, Prepared, Session};
-use super::{Nudge, Shared, finish};
+use super::{Nudge, Shared, Source, TAKING, finish};
 use crate::errno::{Ended, errno};
+use crate::lease::Drop;
+use crate::opening;
 use crate::state::{OpenFile, Wire};
 
 /// Pauses between attempts to connect: doubled from the first to the last.
@@ -384,6 +387,8 @@ impl Keeper {
             finish(pending, Err(Ended::Lost));
         }
         self.shared.state.welcome(grants);
+        // The skeleton may be another one.
+        self.shared.state.take_back(&Drop { all_entries: true, ..Drop::default() });
         let serial = self.install(*channel)?;
         if restarted {
             self.open_all_again(serial, fresh);
@@ -395,6 +400,10 @@ impl Keeper {
             }
             self.shared.sendable.notify_one();
         }
+        // Without the leases of before, what is open must be known to the gateway.
+        let asker = self.shared.clone();
+        let submit: opening::Submit = Arc::new(move |call| asker.enqueue(Pending::new(call)));
+        opening::ensure_all(&submit, &self.shared.state, &|_| true, || {});
         self.status(welcome);
         Ok(usize::from(welcome.connections).max(1))
     }
@@ -409,10 +418,14 @@ impl Keeper {
     fn install(&self, channel: Channel) -> Result<u64, OpenError> {
         // A gateway that takes nothing any more is as good as gone.
         channel.sender.set_timeout(Some(SEND_MAX)).map_err(KnockError::from)?;
-        let (serial, epoch) = {
+        if take_leases(&channel).is_err() {
+            channel.closer.close();
+        }
+        let (serial, epoch, life) = {
             let mut core = self.shared.core.lock();
             let serial = core.new_serial();
             let epoch = core.epoch;
+            let life = self.shared.state.leases.table().life();
             let link = Link {
                 serial,
                 sender: channel.sender,
@@ -428,18 +441,16 @@ impl Keeper {
                     return Ok(serial);
                 }
             }
-            (serial, epoch)
+            (serial, epoch, life)
         };
         let receiver = channel.receiver;
         let reader = self.shared.clone();
         let started = std::thread::Builder::new()
             .name(format!("reader-{serial}"))
-            .spawn(move || reader.read(serial, epoch, receiver));
+            .spawn(move || reader.read(Source { serial, epoch, life }, receiver));
         if let Err(error) = started {
             channel.closer.close();
-            for pending in self.shared.core.lock().link_down(serial) {
-                finish(pending, Err(Ended::Lost));
-            }
+            self.shared.link_down(serial);
             return Err(error.into());
         }
         Ok(serial)
@@ -456,6 +467,7 @@ impl Keeper {
                 // The asker waits for exactly this.
                 let _ = answer.send(result.map(|answer| (answer.outcome, answer.epoch)));
             }),
+            keep: None,
         });
         pending.direct = true;
         let ready = {
@@ -484,7 +496,7 @@ impl Keeper {
     fn open_all_again(&self, serial: u64, fresh: bool) {
         let all = self.shared.state.handles.lock().all();
         for (number, file) in all {
-            if file.closing() {
+            if file.closing() || !file.at_gateway() {
                 continue;
             }
             // Without its session a lock is lost, and others may have changed what it protected.
@@ -535,6 +547,14 @@ impl Keeper {
         }
         Ok(())
     }
+}
+
+/// Asks for leases, which must be done on each connection.
+fn take_leases(channel: &Channel) -> Result<(), KnockError> {
+    let request = Request { id: TAKING, slot: Default::default(), op: Op::TakeLeases };
+    let mut header = vec![];
+    codec::encode_header(&request, &mut header).map_err(|error| KnockError::Answer(error.to_string()))?;
+    Ok(channel.sender.send(&header, &[])?)
 }
 
 fn note(shared: &Shared, text: &str) {

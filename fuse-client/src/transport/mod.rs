@@ -4,7 +4,7 @@
 //! `done` with the answer. Readers never send: a reader that waited for room in a socket would keep the gateway from
 //! making that room. What cannot be sent at once (no connection, no slot, to be asked again) is sent by one sender thread.
 //! A keeper thread makes connections, restores the session after a restart of the gateway, and brings a fenced mount back
-//! to life; a watcher thread ends calls that may wait no longer.
+//! to life; a watcher thread ends calls that may wait no longer; a recall thread gives up what others are about to change.
 //!
 //! INVARIANT: no `done` is called, nothing is sent and no table of [`State`] is locked for writing while the core is locked.
 
@@ -13,11 +13,13 @@ mod heal;
 mod keeper;
 mod knock;
 mod pending;
+mod recall;
 mod signals;
 mod slots;
 mod translate;
 mod watcher;
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -25,6 +27,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use strongroom_channel::{Address, ClientTls, Closer, Frame, Receiver};
 use strongroom_protocol::codec;
+use strongroom_protocol::lease::{Note, Recalled};
 use strongroom_protocol::op::Op;
 use strongroom_protocol::reply::{Event, Failure, FenceReason, FromGateway, Outcome};
 
@@ -35,6 +38,7 @@ pub use knock::KnockError;
 use crate::contract::ContractFile;
 use crate::errno::Ended;
 use crate::journal::Journal;
+use crate::lease::Drop;
 use crate::state::State;
 use pending::{Core, Pending, Phase, Place, Prepared, Ready};
 
@@ -56,6 +60,19 @@ pub struct Settings {
     pub journal: Journal,
 }
 
+/// The id of the request for leases on each connection; those of others are counted from 1.
+const TAKING: u64 = u64::MAX - 1;
+
+/// A connection as its reader knows it.
+#[derive(Clone, Copy)]
+struct Source {
+    serial: u64,
+    /// The count of gateway processes and sessions to which handles in its answers belong.
+    epoch: u64,
+    /// The life of the lease table to which its answers belong.
+    life: u64,
+}
+
 /// What the keeper is woken by.
 #[derive(Debug)]
 enum Nudge {
@@ -74,6 +91,8 @@ struct Shared {
     /// Woken when a waiting request might be sendable.
     sendable: Condvar,
     nudge: mpsc::Sender<Nudge>,
+    /// What the thread for recalls is to do.
+    recalls: mpsc::Sender<recall::Task>,
     /// The connection on which the keeper waits for an answer.
     knocking: Mutex<Option<Closer>>,
 }
@@ -100,6 +119,7 @@ impl Transport {
     /// [`OpenError`] if there is no session to be had now.
     pub fn open(settings: Settings, state: Arc<State>) -> Result<Transport, OpenError> {
         let (nudge, nudged) = mpsc::channel();
+        let (recalls, recalled) = mpsc::channel();
         let core = Mutex::new(Core::new(settings.connections));
         let shared = Arc::new(Shared {
             settings,
@@ -107,9 +127,11 @@ impl Transport {
             core,
             sendable: Condvar::new(),
             nudge,
+            recalls,
             knocking: Mutex::new(None),
         });
         let keeper = keeper::Keeper::new(shared.clone(), nudged);
+        shared.thread("recall", move |shared| recall::run(shared, &recalled))?;
         keeper.first()?;
         shared.thread("sender", Shared::send_waiting)?;
         shared.thread("watcher", watcher::watch)?;
@@ -123,7 +145,7 @@ impl Transport {
     }
 }
 
-impl Drop for Transport {
+impl std::ops::Drop for Transport {
     fn drop(&mut self) {
         self.shared.close();
     }
@@ -145,6 +167,9 @@ impl Shared {
 
     /// Takes a request: sends it now if it can go, lets it wait if not.
     fn submit(self: &Arc<Self>, pending: Pending) {
+        if READER.get() {
+            return self.enqueue(pending);
+        }
         let mut core = self.core.lock();
         if let Some(ended) = bar(core.phase) {
             drop(core);
@@ -259,14 +284,21 @@ impl Shared {
     }
 
     /// The reader thread of one connection.
-    fn read(self: &Arc<Self>, serial: u64, epoch: u64, mut receiver: Receiver) {
+    fn read(self: &Arc<Self>, source: Source, mut receiver: Receiver) {
+        READER.set(true);
         let mut frame = Frame::new();
         while let Ok(true) = receiver.recv(&mut frame) {
             match codec::decode_header(frame.header()) {
                 Ok(FromGateway::Reply { id, outcome }) => {
-                    self.reply(serial, epoch, id, outcome, frame.data())
+                    self.reply(source, id, outcome, Note::default(), frame.data());
                 }
-                Ok(FromGateway::Event(event)) => self.event(event),
+                Ok(FromGateway::Leased { id: TAKING, outcome: Outcome::Terms(terms), .. }) => {
+                    self.state.leases.table().terms(source.life, &terms);
+                }
+                Ok(FromGateway::Leased { id, outcome, note }) => {
+                    self.reply(source, id, outcome, note, frame.data());
+                }
+                Ok(FromGateway::Event(event)) => self.event(source, event, frame.data()),
                 Err(error) => {
                     self.settings
                         .journal
@@ -275,17 +307,35 @@ impl Shared {
                 }
             }
         }
-        self.cut(serial);
-        let lost = {
+        self.cut(source.serial);
+        self.link_down(source.serial);
+        self.look();
+    }
+
+    /// A connection is gone. With the last one all leases are, before there can be another connection.
+    fn link_down(&self, serial: u64) {
+        let (lost, drop) = {
             let mut core = self.core.lock();
             let lost = core.link_down(serial);
             self.sendable.notify_one();
-            lost
+            (lost, (core.live_links() == 0).then(|| self.state.leases.table().end_life()))
         };
         for pending in lost {
             finish(pending, Err(Ended::Lost));
         }
-        self.look();
+        if let Some(drop) = drop {
+            self.take_back(drop);
+        }
+    }
+
+    /// Has the kernel forget what is not under a lease any more: its names now, the rest by the thread for recalls.
+    fn take_back(&self, drop: Drop) {
+        self.state.leases.settle();
+        if let Some(kernel) = self.state.leases.kernel().filter(|_| drop.all_entries) {
+            kernel.forget_entries();
+        }
+        // The thread is gone only when the mount ends.
+        let _ = self.recalls.send(recall::Task::TakeBack(drop));
     }
 
     fn look(&self) {
@@ -293,10 +343,10 @@ impl Shared {
         let _ = self.nudge.send(Nudge::Look);
     }
 
-    fn reply(self: &Arc<Self>, serial: u64, epoch: u64, id: u64, outcome: Outcome, data: &[u8]) {
+    fn reply(self: &Arc<Self>, source: Source, id: u64, outcome: Outcome, note: Note, data: &[u8]) {
         let pending = {
             let mut core = self.core.lock();
-            if let Some(link) = core.links.iter_mut().flatten().find(|link| link.serial == serial) {
+            if let Some(link) = core.links.iter_mut().flatten().find(|link| link.serial == source.serial) {
                 link.heard = Instant::now();
                 link.pinged = false;
             }
@@ -315,8 +365,11 @@ impl Shared {
         let Some(pending) = pending else { return };
         match outcome {
             _ if pending.done.is_none() => self.undo_unwanted(&pending, &outcome),
-            Outcome::Failed(failure) => self.failed(pending, failure),
-            outcome => finish(pending, Ok(Answer { outcome, data, epoch })),
+            Outcome::Failed(failure) if !absent(&pending, failure, note) => self.failed(pending, failure),
+            outcome => {
+                let Source { epoch, life, .. } = source;
+                finish(pending, Ok(Answer { outcome, data, epoch, note, life }));
+            }
         }
     }
 
@@ -328,13 +381,26 @@ impl Shared {
             }
             _ => return,
         };
-        let mut release = Pending::new(Call { op, data: Payload::default(), pid: 0, done: Box::new(|_| {}) });
+        let mut release =
+            Pending::new(Call { op, data: Payload::default(), pid: 0, done: Box::new(|_| {}), keep: None });
         release.raw = true;
         self.enqueue(release);
     }
 
-    fn event(&self, event: Event) {
+    fn event(&self, source: Source, event: Event, data: &[u8]) {
         match event {
+            Event::Recall { id, stamp } => {
+                let Ok(items) = codec::decode_list::<Vec<Recalled>>(data) else {
+                    self.settings.journal.note("the gateway recalled what cannot be understood");
+                    return self.cut(source.serial);
+                };
+                let task = recall::Task::Recall { life: source.life, id, stamp, items };
+                // As in `take_back`.
+                let _ = self.recalls.send(task);
+            }
+            Event::LeasesLost { id, stamp } => {
+                let _ = self.recalls.send(recall::Task::Lost { life: source.life, id, stamp });
+            }
             Event::Fenced(FenceReason::Revoked) => {
                 self.void("the contract was revoked: every call is refused until there is a new one");
             }
@@ -365,12 +431,14 @@ impl Shared {
                 core.superseded = true;
             }
         }
+        let drop = self.state.leases.table().end_life();
+        self.take_back(drop);
         self.look();
     }
 
     /// The contract is void: everything ends at once with EACCES, now and until the keeper has found another.
     fn void(&self, why: &str) {
-        let (ended, closers) = {
+        let (ended, closers, drop) = {
             let mut core = self.core.lock();
             // Each connection is told.
             if matches!(core.phase, Phase::Closed | Phase::Void) {
@@ -380,8 +448,9 @@ impl Shared {
             core.session = None;
             let closers: Vec<Closer> = core.links.iter().flatten().map(|link| link.closer.clone()).collect();
             core.links.iter_mut().for_each(|link| *link = None);
-            (core.drain(), closers)
+            (core.drain(), closers, self.state.leases.table().end_life())
         };
+        self.take_back(drop);
         for pending in ended {
             finish(pending, Err(Ended::Void));
         }
@@ -404,6 +473,7 @@ impl Shared {
             self.sendable.notify_all();
             (ended, links)
         };
+        let _ = self.recalls.send(recall::Task::End);
         for pending in ended {
             finish(pending, Err(Ended::Closing));
         }
@@ -427,12 +497,22 @@ impl Shared {
     }
 }
 
+thread_local! {
+    /// Whether this thread reads from a connection, and so must not send.
+    static READER: Cell<bool> = const { Cell::new(false) };
+}
+
 fn bar(phase: Phase) -> Option<Ended> {
     match phase {
         Phase::Up | Phase::Away => None,
         Phase::Void => Some(Ended::Void),
         Phase::Closed => Some(Ended::Closing),
     }
+}
+
+/// Whether a failure says that a name does not exist, and that this may be kept.
+fn absent(pending: &Pending, failure: Failure, note: Note) -> bool {
+    matches!(pending.op, Op::Lookup { .. }) && failure == Failure::Errno(libc::ENOENT as u16) && note.names
 }
 
 fn finish(mut pending: Pending, result: Result<Answer<'_>, Ended>) {

@@ -2,6 +2,7 @@
 //! answer is given here; both happen when the table's lock is no longer held.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Instant;
 
 use strongroom_channel::{Closer, Sender};
@@ -14,6 +15,7 @@ use super::call::{Call, Done, Payload};
 use super::slots::Slots;
 use super::translate::{self, Part};
 use crate::errno::Ended;
+use crate::lease::Underway;
 use crate::state::State;
 
 /// Requests above this many bytes, or for this many, go by the connection for bulk, so that small ones need not wait.
@@ -65,6 +67,8 @@ pub(super) struct Pending {
     /// Belongs to the restoring of a session over this one connection: fails with it, does not wait.
     pub(super) direct: bool,
     pub(super) cancelled: bool,
+    /// [`Call::keep`].
+    _keep: Option<Arc<Underway>>,
 }
 
 impl Pending {
@@ -83,6 +87,7 @@ impl Pending {
             raw: false,
             direct: false,
             cancelled: false,
+            _keep: call.keep,
         }
     }
 
@@ -97,7 +102,7 @@ impl Pending {
 
     fn bulk(&self) -> bool {
         match self.op {
-            Op::Read { length, .. } => length as usize > BULK,
+            Op::Read { length, .. } | Op::OpenRead { length, .. } => length as usize > BULK,
             _ => self.data.bytes().len() > BULK,
         }
     }

@@ -15,6 +15,7 @@ pub(super) fn visit<E>(op: &mut Op, look: &mut dyn FnMut(Part<'_>) -> Result<(),
         Op::Lookup { parent: node, .. }
         | Op::Readlink { node }
         | Op::Open { node, .. }
+        | Op::OpenRead { node, .. }
         | Op::Opendir { node }
         | Op::Create { parent: node, .. }
         | Op::Reopen { node, .. }
@@ -57,7 +58,13 @@ pub(super) fn visit<E>(op: &mut Op, look: &mut dyn FnMut(Part<'_>) -> Result<(),
             look(Part::Handle(from))?;
             look(Part::Handle(to))
         }
-        Op::Forget | Op::CancelLock { .. } | Op::Ping | Op::Bye | Op::Reclaimed => Ok(()),
+        Op::Forget
+        | Op::CancelLock { .. }
+        | Op::Ping
+        | Op::Bye
+        | Op::Reclaimed
+        | Op::TakeLeases
+        | Op::Recalled { .. } => Ok(()),
     }
 }
 

@@ -131,11 +131,17 @@ impl Shared {
             data: Payload::default(),
             pid: 0,
             done: Box::new(|_| {}),
+            keep: None,
         }));
     }
 
     fn tell_forgotten(self: &Arc<Self>) {
-        let forgotten = self.state.nodes.lock().take_forgotten();
+        let mut forgotten = self.state.nodes.lock().take_forgotten();
+        {
+            // What is leased may be told to the kernel again without asking; it is forgotten when it is recalled.
+            let table = self.state.leases.table();
+            forgotten.retain(|node| !table.leased(*node));
+        }
         if forgotten.is_empty() || bar(self.core.lock().phase).is_some() {
             return;
         }
@@ -150,18 +156,19 @@ impl Shared {
     }
 
     /// Sends a request that has no answer, if there is a connection; if not, the session that it is about is gone soon.
-    fn send_unanswered(&self, op: Op, data: Vec<u8>) {
-        let sender = {
-            let core = self.core.lock();
-            core.links.iter().flatten().next().map(|link| link.sender.clone())
-        };
+    pub(super) fn send_unanswered(&self, op: Op, data: Vec<u8>) {
+        let senders: Vec<_> =
+            self.core.lock().links.iter().flatten().map(|link| link.sender.clone()).collect();
         let mut header = vec![];
         let request = strongroom_protocol::op::Request { id: 0, slot: Default::default(), op };
-        if let Some(sender) = sender
-            && codec::encode_header(&request, &mut header).is_ok()
-        {
-            // A failure shows on the connection's reader.
-            let _ = sender.send(&header, &data);
+        if codec::encode_header(&request, &mut header).is_err() {
+            return;
+        }
+        for sender in senders {
+            // A failure shows on the connection's reader as well.
+            if sender.send(&header, &data).is_ok() {
+                return;
+            }
         }
     }
 

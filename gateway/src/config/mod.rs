@@ -73,6 +73,12 @@ pub struct Limits {
     pub handles: usize,
     /// Nodes that a session may know.
     pub nodes: usize,
+    /// Leases of a session.
+    pub leases: usize,
+    /// How long a client may take to answer a recall.
+    pub recall: Duration,
+    /// How long clients keep what they have leases on without asking again; `None`: as long as is sound.
+    pub keep: Option<Duration>,
     /// Connections that wait for a contract.
     pub waiting: usize,
     /// How long a session outlives its last connection.
@@ -101,6 +107,9 @@ impl Default for Limits {
             workers_per_session: 16,
             handles: 65_536,
             nodes: 1_000_000,
+            leases: 65_536,
+            recall: Duration::from_secs(1),
+            keep: None,
             waiting: 1024,
             session_grace: Duration::from_secs(120),
             lock_grace: Duration::from_secs(10),
@@ -171,6 +180,8 @@ struct Raw {
     #[serde(default)]
     limits: RawLimits,
     #[serde(default)]
+    leases: RawLeases,
+    #[serde(default)]
     store: RawStore,
     #[serde(default)]
     undo: RawUndo,
@@ -215,6 +226,14 @@ struct RawUndo {
     keep: Option<bool>,
     vault: Option<PathBuf>,
     space: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct RawLeases {
+    recall: Option<String>,
+    keep: Option<String>,
+    most: Option<u64>,
 }
 
 #[derive(Default, Deserialize)]
@@ -273,7 +292,7 @@ impl Config {
             admin_keys,
             native,
             admin,
-            limits: source.limits(&raw.limits)?,
+            limits: source.limits(&raw.limits, &raw.leases)?,
             undo: source.undo(&raw.undo, base)?,
             special_files: match raw.store.special_files {
                 RawSpecialFiles::Refuse => SpecialFiles::Refuse,
@@ -379,7 +398,7 @@ impl Source<'_> {
         Ok(Some(Undo { vault: raw.vault.as_ref().map(|vault| base.join(vault)), space }))
     }
 
-    fn limits(&self, raw: &RawLimits) -> Result<Limits, ConfigError> {
+    fn limits(&self, raw: &RawLimits, leases: &RawLeases) -> Result<Limits, ConfigError> {
         let default = Limits::default();
         let count = |key: &str, given: Option<u64>, default: u64, most: u64| match given {
             None => Ok(default),
@@ -397,6 +416,12 @@ impl Source<'_> {
             None => Ok(default),
             Some(text) => units::duration(text).map_err(|text| self.at(key, text)),
         };
+        let recall = period("recall", &leases.recall, default.recall)?;
+        if !(Duration::from_millis(10)..=Duration::from_secs(60)).contains(&recall) {
+            return Err(
+                self.at("recall", "write `10ms` to `60s`: who changes a file waits for that long".into())
+            );
+        }
         let slots = narrow("slots", raw.slots, u32::from(default.slots), 1024)?;
         Ok(Limits {
             sessions: size("sessions", raw.sessions, default.sessions, 1_000_000)?,
@@ -430,6 +455,12 @@ impl Source<'_> {
             )?,
             handles: size("handles", raw.handles, default.handles, 1 << 20)?,
             nodes: size("nodes", raw.nodes, default.nodes, 1 << 30)?,
+            leases: size("most", leases.most, default.leases, 1 << 24)?,
+            recall,
+            keep: match &leases.keep {
+                None => default.keep,
+                Some(_) => Some(period("keep", &leases.keep, Duration::ZERO)?),
+            },
             waiting: size("waiting", raw.waiting, default.waiting, 65_536)?,
             session_grace: period("session-grace", &raw.session_grace, default.session_grace)?,
             lock_grace: period("lock-grace", &raw.lock_grace, default.lock_grace)?,

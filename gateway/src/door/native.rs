@@ -25,6 +25,7 @@ use crate::engine::LockReply;
 use crate::gateway::Gateway;
 use crate::session::hello::{Caller, Greeted, Refusal};
 use crate::session::parked::{LONGEST_WAIT, Waited};
+use crate::session::perform::{Answer as PerformAnswer, Hooks};
 use crate::session::{Link, Session};
 use crate::threads::Buffers;
 
@@ -60,6 +61,10 @@ struct Connection {
     /// Held until the welcome is out: nothing comes before it.
     greeting: Mutex<()>,
     ended: AtomicBool,
+    /// The client has closed it.
+    hung_up: AtomicBool,
+    /// Its replies say what may be kept.
+    leased: AtomicBool,
 }
 
 /// A connection before its welcome, for the time limit.
@@ -294,6 +299,8 @@ impl NativeDoor {
             parked: Mutex::new(None),
             greeting: Mutex::new(()),
             ended: AtomicBool::new(false),
+            hung_up: AtomicBool::new(false),
+            leased: AtomicBool::new(false),
         });
         let mut places = self.places.lock();
         if places.len() <= place {
@@ -391,7 +398,7 @@ impl Connection {
                     buffers.shrink();
                     continue;
                 }
-                Ok(false) => return,
+                Ok(false) => return self.hung_up.store(true, Ordering::Relaxed),
                 Err(error) => return self.broken(&error),
             }
             let request: Request = match codec::decode_header(buffers.frame.header()) {
@@ -401,6 +408,10 @@ impl Connection {
                     false => return,
                 },
             };
+            if let Op::Recalled { id } = request.op {
+                self.door.gateway.recalled(&self.session, id);
+                continue;
+            }
             while !self.session.take_room(Duration::from_secs(1)) {
                 if self.ended.load(Ordering::Relaxed) {
                     return;
@@ -434,12 +445,29 @@ impl Connection {
 
     /// Lets another thread take the receiving half; `false` if there is none to spare.
     fn relieve(self: &Arc<Self>) -> bool {
-        let (door, limits) = (&self.door, &self.door.gateway.limits);
-        if door.slow.fetch_add(1, Ordering::Relaxed) >= limits.workers {
+        let limits = &self.door.gateway.limits;
+        self.relieve_up_to(limits.workers, limits.workers_per_session)
+    }
+
+    /// The same for a request that waits for leases: others may wait for what the client answers, so that more threads are
+    /// worth it than for slow requests, up to all that the session may have in flight.
+    fn relieve_waiting(self: &Arc<Self>) {
+        let limits = &self.door.gateway.limits;
+        if self.parked.lock().is_some() {
+            self.relieve_up_to(
+                2 * limits.workers,
+                limits.workers_per_session + self.session.in_flight as usize,
+            );
+        }
+    }
+
+    fn relieve_up_to(self: &Arc<Self>, most: usize, most_of_session: usize) -> bool {
+        let door = &self.door;
+        if door.slow.fetch_add(1, Ordering::Relaxed) >= most {
             door.slow.fetch_sub(1, Ordering::Relaxed);
             return false;
         }
-        if !self.session.begin_slow(limits.workers_per_session) {
+        if !self.session.begin_slow(most_of_session) {
             door.slow.fetch_sub(1, Ordering::Relaxed);
             return false;
         }
@@ -463,23 +491,33 @@ impl Connection {
                 // Called by whoever gave the lock up, who must not wait for a client that does not read.
                 let threads = connection.door.gateway.threads.clone();
                 let closer = connection.closer.clone();
-                let send = move || connection.reply(id, outcome, &[], &mut vec![]);
+                let send = move || connection.reply(id, outcome.into(), &[], &mut vec![]);
                 if threads.run(Box::new(move |_| send())).is_err() {
                     closer.close();
                 }
             })
         };
-        let outcome = self.door.gateway.perform(&self.session, request, frame.data(), out, &later);
+        let waits = || self.relieve_waiting();
+        let hooks = Hooks { later: &later, waits: &waits };
+        if matches!(request.op, Op::TakeLeases) {
+            self.leased.store(true, Ordering::Relaxed);
+        }
+        let answer = self.door.gateway.perform(&self.session, request, frame.data(), out, hooks);
         self.session.give_room();
-        if let Some(outcome) = outcome {
-            self.reply(request.id, outcome, out.data(), header);
+        if let Some(answer) = answer {
+            self.reply(request.id, answer, out.data(), header);
         }
     }
 
-    fn reply(&self, id: u64, outcome: Outcome, data: &[u8], header: &mut Vec<u8>) {
-        let data = if matches!(outcome, Outcome::Data) { data } else { &[] };
+    fn reply(&self, id: u64, answer: PerformAnswer, data: &[u8], header: &mut Vec<u8>) {
+        let PerformAnswer { outcome, note } = answer;
+        let data = if matches!(outcome, Outcome::Data | Outcome::Opened(..)) { data } else { &[] };
         header.clear();
-        let encoded = codec::encode_header(&FromGateway::Reply { id, outcome }, header);
+        let reply = match self.leased.load(Ordering::Relaxed) {
+            true => FromGateway::Leased { id, outcome, note },
+            false => FromGateway::Reply { id, outcome },
+        };
+        let encoded = codec::encode_header(&reply, header);
         if encoded.is_err() || self.sender.send(header, data).is_err() {
             self.closer.close();
         }
@@ -496,7 +534,7 @@ impl Connection {
         });
         let Some(id) = frame.header().first_chunk::<8>() else { return false };
         let failure = Outcome::Failed(Failure::Malformed);
-        self.reply(u64::from_le_bytes(*id), failure, &[], &mut vec![]);
+        self.reply(u64::from_le_bytes(*id), failure.into(), &[], &mut vec![]);
         true
     }
 
@@ -521,7 +559,7 @@ impl Connection {
             return;
         }
         self.closer.close();
-        self.session.detach(self.number.load(Ordering::Relaxed));
+        self.session.detach(self.number.load(Ordering::Relaxed), self.hung_up.load(Ordering::Relaxed));
         if let Some(entry) = self.door.places.lock().get_mut(self.place) {
             *entry = None;
         }
@@ -531,9 +569,13 @@ impl Connection {
 
 impl Link for Connection {
     fn tell(&self, event: &Event) {
+        self.tell_data(event, &[]);
+    }
+
+    fn tell_data(&self, event: &Event, data: &[u8]) {
         let greeting = self.greeting.lock();
         drop(greeting);
-        if send(&self.sender, &FromGateway::Event(event.clone()), &[]).is_err() {
+        if send(&self.sender, &FromGateway::Event(event.clone()), data).is_err() {
             self.closer.close();
         }
     }

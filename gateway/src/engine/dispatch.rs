@@ -1,8 +1,11 @@
 //! From operations to the gate and the store.
 
+use std::time::Duration;
+
 use rustix::io::Errno;
-use strongroom_protocol::attr::{Handle, Node};
+use strongroom_protocol::attr::{Handle, Node, OpenFlags};
 use strongroom_protocol::codec;
+use strongroom_protocol::lease::LeaseTerms;
 use strongroom_protocol::name::Name;
 use strongroom_protocol::op::Op;
 use strongroom_protocol::reply::{Failure, Outcome};
@@ -10,6 +13,7 @@ use strongroom_protocol::reply::{Failure, Outcome};
 use super::{Call, ClaimChange, Done, EngineSession, ReplyBuf, Served};
 use crate::gate::Gate;
 use crate::gate::refusal::{Checked, Refusal};
+use crate::leases::Waiting;
 use crate::locks::How;
 use crate::store;
 
@@ -48,7 +52,9 @@ pub(super) fn hardly_blocks(session: &EngineSession, op: &Op) -> bool {
     match op {
         // Closing the last handle of a file without names frees its blocks, which takes time.
         Op::Release { handle, .. } => session.handles.get(*handle).is_ok_and(|open| !open.node.is_gone()),
-        Op::Lookup { .. }
+        Op::TakeLeases
+        | Op::Recalled { .. }
+        | Op::Lookup { .. }
         | Op::Getattr { .. }
         | Op::Read { .. }
         | Op::Readdir { .. }
@@ -67,25 +73,62 @@ pub(super) fn hardly_blocks(session: &EngineSession, op: &Op) -> bool {
 
 /// Carries out a request. `None`: it would block and may not.
 pub(super) fn serve(gate: &Gate<'_>, call: Call<'_>, out: &mut ReplyBuf) -> Option<Served> {
-    let (outcome, claim) = match again(gate, || attempt(gate, call, out)) {
+    let settle = || {
+        let waiting = gate.deal.ask(gate.engine, gate.admission.turnstile())?;
+        if waiting.is_over() {
+            return Ok(());
+        }
+        (call.waits)();
+        waiting.sleep(gate.engine)
+    };
+    answered(gate, again(gate, &settle, || attempt(gate, call, out)), out)
+}
+
+/// The same, but returns instead of waiting for others to let go of leases.
+pub(super) fn serve_or_wait(
+    gate: &Gate<'_>,
+    call: Call<'_>,
+    out: &mut ReplyBuf,
+) -> Result<Option<Served>, Waiting> {
+    match again(gate, &|| Err(Refusal::Recall), || attempt(gate, call, out)) {
+        Err(Refusal::Recall) => match gate.deal.ask(gate.engine, gate.admission.turnstile()) {
+            Ok(waiting) => Err(waiting),
+            Err(refusal) => Ok(answered(gate, Err(refusal), out)),
+        },
+        other => Ok(answered(gate, other, out)),
+    }
+}
+
+fn answered(gate: &Gate<'_>, answer: Checked<Answer>, out: &ReplyBuf) -> Option<Served> {
+    let (outcome, claim) = match answer {
         Ok(Answer { outcome: None, .. }) => return Some(Served::Later),
         Ok(Answer { outcome: Some(outcome), claim, .. }) => (outcome, claim),
         Err(Refusal::Failed(failure)) => (Outcome::Failed(failure), None),
-        Err(Refusal::Count(_) | Refusal::WouldBlock) if gate.inline => return None,
-        Err(Refusal::Count(_) | Refusal::WouldBlock) => (Done::failed(Errno::AGAIN).outcome, None),
+        Err(Refusal::Count(_) | Refusal::Recall | Refusal::WouldBlock) if gate.inline => return None,
+        Err(Refusal::Count(_) | Refusal::Recall | Refusal::WouldBlock) => {
+            (Done::failed(Errno::AGAIN).outcome, None)
+        }
     };
-    gate.session.count(&outcome, if outcome == Outcome::Data { out.data().len() } else { 0 });
-    Some(Served::Done(Done { outcome, claim }))
+    let has_data = matches!(outcome, Outcome::Data | Outcome::Opened(..));
+    gate.session.count(&outcome, if has_data { out.data().len() } else { 0 });
+    Some(Served::Done(Done { outcome, claim, note: gate.deal.note() }))
 }
 
-/// Attempts something until no subtree has to be counted first; then makes sure that others have noticed.
-pub(super) fn again(gate: &Gate<'_>, mut act: impl FnMut() -> Checked<Answer>) -> Checked<Answer> {
+/// Attempts something until no subtree has to be counted first and nobody has to let go of leases; then makes sure that
+/// others have noticed. `settle` waits until they have let go.
+pub(super) fn again(
+    gate: &Gate<'_>,
+    settle: &dyn Fn() -> Checked<()>,
+    mut act: impl FnMut() -> Checked<Answer>,
+) -> Checked<Answer> {
     let tree = &gate.engine.tree;
     for _ in 0..ATTEMPTS {
+        gate.deal.begin();
         match act() {
             Err(Refusal::Count(meter)) if !gate.inline => {
                 meter.ensure_counted(tree, &|| gate.admission.is_fenced())?;
             }
+            Err(Refusal::Recall) if !gate.inline => settle()?,
             Ok(answer) => {
                 if answer.settle {
                     tree.sections.settle();
@@ -100,7 +143,7 @@ pub(super) fn again(gate: &Gate<'_>, mut act: impl FnMut() -> Checked<Answer>) -
 
 fn attempt(gate: &Gate<'_>, call: Call<'_>, out: &mut ReplyBuf) -> Checked<Answer> {
     out.clear();
-    let Call { id, op, data, later } = call;
+    let Call { id, op, data, later, .. } = call;
     Ok(match op {
         Op::Lookup { parent, name } => {
             store::lookup::lookup(&gate.entry(op, *parent)?, name.as_bytes())?.into()
@@ -196,12 +239,58 @@ fn attempt(gate: &Gate<'_>, call: Call<'_>, out: &mut ReplyBuf) -> Checked<Answe
         }
         // The session sees to `Bye` and `Reclaimed`.
         Op::Ping | Op::Bye | Op::Reclaimed => Outcome::Done.into(),
+        Op::TakeLeases => take_leases(gate).into(),
+        Op::Recalled { id } => {
+            // A recall that was sent on several connections may be answered more than once.
+            gate.session.lessee.answered(*id);
+            Outcome::Done.into()
+        }
+        Op::OpenRead { node, flags, offset, length } => {
+            open_read(gate, op, *node, *flags, (*offset, *length), out)?.into()
+        }
     })
+}
+
+fn take_leases(gate: &Gate<'_>) -> Outcome {
+    gate.session.lessee.begin();
+    gate.engine.grace.back(gate.session.number);
+    let offered = &gate.engine.options.leases;
+    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    Outcome::Terms(LeaseTerms {
+        keep_ms: ms(offered.keep),
+        recall_ms: u32::try_from(ms(offered.recall)).unwrap_or(u32::MAX),
+        most: u32::try_from(gate.session.bounds.leases).unwrap_or(u32::MAX),
+    })
+}
+
+fn open_read(
+    gate: &Gate<'_>,
+    op: &Op,
+    node: Node,
+    flags: OpenFlags,
+    (offset, length): (u64, u32),
+    out: &mut ReplyBuf,
+) -> Checked<Outcome> {
+    let opened = store::open::open(&gate.node(op, node, None)?, flags)?;
+    let Outcome::Opened(handle, _) = &opened else { return Ok(opened) };
+    let read = Op::Read { handle: *handle, offset, length };
+    let read = gate.handle(&read, *handle).and_then(|permit| store::read::read(&permit, offset, length, out));
+    if let Err(refusal) = read {
+        // Nobody knows of the handle.
+        gate.session.handles.remove(*handle)?;
+        return Err(refusal);
+    }
+    Ok(opened)
 }
 
 fn forget(gate: &Gate<'_>, data: &[u8]) -> Checked<Outcome> {
     let nodes: Vec<Node> = codec::decode_list(data).map_err(|_| Refusal::Failed(Failure::Malformed))?;
-    nodes.into_iter().for_each(|node| gate.session.nodes.forget(node));
+    for node in nodes {
+        if let Some(known) = gate.session.nodes.get(node) {
+            gate.session.lessee.forget(&known.node, node.grant);
+        }
+        gate.session.nodes.forget(node);
+    }
     Ok(Outcome::Done)
 }
 
@@ -239,7 +328,8 @@ pub(super) fn describe(session: &EngineSession, op: &Op) -> String {
         | Op::Getxattr { node: key }
         | Op::Listxattr { node: key }
         | Op::Setxattr { node: key, .. }
-        | Op::Removexattr { node: key } => node(*key, None),
+        | Op::Removexattr { node: key }
+        | Op::OpenRead { node: key, .. } => node(*key, None),
         Op::Read { handle: open, .. }
         | Op::Write { handle: open, .. }
         | Op::Flush { handle: open, .. }
@@ -254,6 +344,12 @@ pub(super) fn describe(session: &EngineSession, op: &Op) -> String {
             let mount = session.grants.get(usize::from(*grant)).map(|grant| grant.terms.mount.to_string());
             mount.unwrap_or_default()
         }
-        Op::Forget | Op::CancelLock { .. } | Op::Ping | Op::Bye | Op::Reclaimed => String::new(),
+        Op::Forget
+        | Op::CancelLock { .. }
+        | Op::Ping
+        | Op::Bye
+        | Op::Reclaimed
+        | Op::TakeLeases
+        | Op::Recalled { .. } => String::new(),
     }
 }

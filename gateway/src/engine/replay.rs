@@ -118,14 +118,16 @@ fn has_attribute(gate: &Gate<'_>, op: &Op, node: Node, name: &[u8]) -> Checked<b
 pub(super) fn replayed(gate: &Gate<'_>, before: Before, op: &Op, data: &[u8]) -> Option<Done> {
     if matches!(op, Op::Release { .. }) {
         // The handle ended with the process.
-        return Some(Done { outcome: Outcome::Done, claim: None });
+        return Some(Outcome::Done.into());
     }
     if before.kind == NOTHING {
         return None;
     }
-    let answer = again(gate, || Ok(took_effect(gate, before, op, data)?.unwrap_or_else(run_again)));
+    let answer = again(gate, &|| Err(Refusal::Recall), || {
+        Ok(took_effect(gate, before, op, data)?.unwrap_or_else(run_again))
+    });
     match answer {
-        Ok(Answer { outcome: Some(outcome), claim, .. }) => Some(Done { outcome, claim }),
+        Ok(Answer { outcome: Some(outcome), claim, .. }) => Some(Done { claim, ..outcome.into() }),
         // Served again, the operation tells what is wrong itself.
         Ok(Answer { outcome: None, .. }) | Err(_) => None,
     }

@@ -2,8 +2,11 @@
 
 use std::path::PathBuf;
 
+use strongroom_protocol::lease::Note;
 use strongroom_protocol::op::Op;
 use strongroom_protocol::reply::Outcome;
+
+pub use crate::leases::{LeaseOptions, Teller};
 
 /// How the store treats what is special.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -18,6 +21,8 @@ pub enum SpecialFiles {
 /// Settings of an engine.
 #[derive(Clone, Copy, Debug)]
 pub struct EngineOptions {
+    /// What sessions are offered that take leases.
+    pub leases: LeaseOptions,
     /// Set-uid bits and device nodes.
     pub special_files: SpecialFiles,
     /// Most directory descriptors kept open between operations.
@@ -26,7 +31,11 @@ pub struct EngineOptions {
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        EngineOptions { special_files: SpecialFiles::Refuse, directory_fds: 4096 }
+        EngineOptions {
+            leases: LeaseOptions::default(),
+            special_files: SpecialFiles::Refuse,
+            directory_fds: 4096,
+        }
     }
 }
 
@@ -63,11 +72,13 @@ pub struct SessionBounds {
     pub nodes: usize,
     /// Byte-range locks held or waited for.
     pub locks: usize,
+    /// Leases; beyond, the least recently used are recalled.
+    pub leases: usize,
 }
 
 impl Default for SessionBounds {
     fn default() -> Self {
-        SessionBounds { handles: 16_384, nodes: 1_000_000, locks: 4096 }
+        SessionBounds { handles: 16_384, nodes: 1_000_000, locks: 4096, leases: 65_536 }
     }
 }
 
@@ -105,10 +116,17 @@ pub struct Call<'a> {
     pub data: &'a [u8],
     /// Makes the reply of a lock that must wait; called at most once, with no lock of the engine held.
     pub later: &'a dyn Fn() -> LockReply,
+    /// Called before the operation waits for other sessions to let go of leases, which may take as long as a recall. The
+    /// session must go on being served meanwhile: others may wait for its answer.
+    pub waits: &'a dyn Fn(),
 }
 
 /// What became of a request.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it is returned, never stored, and almost always the larger one"
+)]
 pub enum Served {
     /// It is finished.
     Done(Done),
@@ -123,6 +141,15 @@ pub struct Done {
     pub outcome: Outcome,
     /// A claim made or released.
     pub claim: Option<ClaimChange>,
+    /// What the client may keep of it.
+    pub note: Note,
+}
+
+impl From<Outcome> for Done {
+    /// Nothing may be kept of it.
+    fn from(outcome: Outcome) -> Done {
+        Done { outcome, claim: None, note: Note::default() }
+    }
 }
 
 /// Receives the data of a reply. Reused from request to request, so that a read fills memory that is already mapped.
@@ -217,6 +244,8 @@ pub struct Counters {
     pub nodes: u32,
     /// Locks held.
     pub locks: u32,
+    /// Leases held.
+    pub leases: u32,
     /// Operations let through.
     pub operations: u64,
     /// Operations denied.
@@ -242,7 +271,7 @@ impl Done {
     pub(crate) fn failed(errno: rustix::io::Errno) -> Done {
         // Linux error numbers are below 4096.
         let failure = strongroom_protocol::reply::Failure::Errno(errno.raw_os_error() as u16);
-        Done { outcome: Outcome::Failed(failure), claim: None }
+        Outcome::Failed(failure).into()
     }
 }
 

@@ -35,7 +35,7 @@ impl Engine {
     /// Carries an undo out; takes as long as it takes.
     pub fn carry_undo(&self, run: RunId) {
         if let Some(undo) = &self.shared.undo {
-            undo.carry(run);
+            undo.carry(&self.shared, run);
         }
     }
 

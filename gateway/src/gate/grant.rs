@@ -69,6 +69,11 @@ impl GrantState {
         Ok(Root { node, owner })
     }
 
+    /// The root as it was last found.
+    pub(crate) fn present_root(&self) -> Option<Arc<Node>> {
+        self.root.read().as_ref().map(|rooted| Arc::clone(&rooted.claim.node))
+    }
+
     /// The limits on what the grant may hold, ready to be charged.
     ///
     /// # Errors

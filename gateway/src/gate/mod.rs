@@ -6,6 +6,7 @@
 //! store takes one.
 
 pub(crate) mod grant;
+pub(crate) mod lease;
 pub(crate) mod refusal;
 pub(crate) mod rules;
 pub mod turnstile;
@@ -23,6 +24,7 @@ pub use turnstile::{Admission, Turnstile};
 
 use crate::engine::{EngineSession, Shared, SpecialFiles};
 use crate::handles::{Open, Use};
+use crate::leases::Deal;
 use crate::locks::Owner;
 use crate::quota::Limit;
 use crate::sys::Identity;
@@ -40,6 +42,8 @@ pub(crate) struct Gate<'a> {
     pub(crate) admission: &'a Admission,
     /// The operation may not wait for the disk.
     pub(crate) inline: bool,
+    /// What the operation does with leases.
+    pub(crate) deal: &'a Deal,
 }
 
 /// A permit for one operation on some objects. See the module's invariant.
@@ -60,6 +64,7 @@ struct Scope<'a> {
     /// The caller has the handle open that created the file.
     creator: bool,
     inline: bool,
+    deal: &'a Deal,
     _section: Section<'a>,
     _admission: &'a Admission,
 }
@@ -127,6 +132,7 @@ impl<'a> Gate<'a> {
             epoch,
             creator: false,
             inline: self.inline,
+            deal: self.deal,
             _section: section,
             _admission: self.admission,
         })

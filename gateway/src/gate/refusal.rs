@@ -15,6 +15,9 @@ pub(crate) enum Refusal {
     Failed(Failure),
     /// Not told: the usage of this subtree must be counted first; then the operation is tried again.
     Count(Arc<Meter>),
+    /// Not told: others must let go of leases first (which ones, the operation's [`crate::leases::Deal`] knows); then the
+    /// operation is tried again.
+    Recall,
     /// Not told: it would block and may not; the operation is tried again where it may.
     WouldBlock,
 }
@@ -27,7 +30,7 @@ impl Refusal {
     pub(crate) fn failure(&self) -> Failure {
         match self {
             Refusal::Failed(failure) => *failure,
-            Refusal::Count(_) | Refusal::WouldBlock => Failure::Errno(libc::EAGAIN as u16),
+            Refusal::Count(_) | Refusal::Recall | Refusal::WouldBlock => Failure::Errno(libc::EAGAIN as u16),
         }
     }
 

@@ -100,10 +100,13 @@ pub(crate) const fn on_arrival(op: &Op) -> (Needs, Unless) {
         Op::Setxattr { .. }    => (All(ATTR), Never),
         Op::Removexattr { .. } => (All(ATTR), Never),
         // decided by deeds alone
-        Op::Setattr { .. } | Op::Open { .. } | Op::Create { .. } | Op::Reopen { .. } => (Nothing, Never),
+        Op::Setattr { .. } | Op::Open { .. } | Op::Create { .. } | Op::Reopen { .. }
+        | Op::OpenRead { .. } => (Nothing, Never),
         // on what is open already, or on nothing
         Op::Flush { .. } | Op::Fsync { .. } | Op::Release { .. } | Op::GetLock { .. } | Op::SetLock { .. }
-        | Op::CancelLock { .. } | Op::Forget | Op::Ping | Op::Bye | Op::Reclaimed => (Nothing, Never),
+        | Op::CancelLock { .. } | Op::Forget | Op::Ping | Op::Bye | Op::Reclaimed | Op::TakeLeases | Op::Recalled { .. } => {
+            (Nothing, Never)
+        }
     }
 }
 

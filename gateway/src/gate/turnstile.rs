@@ -19,6 +19,20 @@ pub struct Turnstile {
     inside: AtomicU64,
     emptied: Mutex<()>,
     wake: Condvar,
+    /// Requests inside that wait for other sessions sleep here.
+    waiting: Mutex<()>,
+    bell: Condvar,
+}
+
+/// Why a request that slept goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rung {
+    /// What it waited for has happened.
+    Over,
+    /// Its own session was fenced.
+    Fenced,
+    /// It is too late.
+    Late,
 }
 
 /// Proof that a request was let in before any fence; to be dropped when the request has had its last effect.
@@ -44,7 +58,38 @@ impl Turnstile {
 
     /// Lets nobody in any more. Returns whether it was open until now.
     pub fn fence(&self) -> bool {
-        self.inside.fetch_or(FENCED, Ordering::SeqCst) & FENCED == 0
+        let open = self.inside.fetch_or(FENCED, Ordering::SeqCst) & FENCED == 0;
+        self.ring();
+        open
+    }
+
+    /// Wakes the requests inside that sleep, so that they look whether it is over.
+    pub(crate) fn ring(&self) {
+        // Whoever has looked and is about to sleep holds the lock.
+        drop(self.waiting.lock());
+        self.bell.notify_all();
+    }
+
+    /// Lets a request inside sleep until `over` holds, the turnstile is fenced, or until `deadline`.
+    pub(crate) fn sleep(&self, deadline: Instant, over: impl Fn() -> bool) -> Rung {
+        let mut lock = self.waiting.lock();
+        loop {
+            if self.is_fenced() {
+                return Rung::Fenced;
+            }
+            if over() {
+                return Rung::Over;
+            }
+            if self.bell.wait_until(&mut lock, deadline).timed_out() {
+                return if self.is_fenced() {
+                    Rung::Fenced
+                } else if over() {
+                    Rung::Over
+                } else {
+                    Rung::Late
+                };
+            }
+        }
     }
 
     /// Whether nobody may enter any more.
@@ -75,6 +120,11 @@ impl Turnstile {
 }
 
 impl Admission {
+    /// Where it was let in.
+    pub(crate) fn turnstile(&self) -> &Arc<Turnstile> {
+        &self.turnstile
+    }
+
     /// Whether a fence waits for the request: to leave early from what takes long and has no effect on the data.
     pub(crate) fn is_fenced(&self) -> bool {
         self.turnstile.is_fenced()

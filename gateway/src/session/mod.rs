@@ -57,6 +57,10 @@ impl Contract {
 pub trait Link: Send + Sync {
     /// Tells the client something. May block for as long as the door lets a client stall.
     fn tell(&self, event: &Event);
+    /// The same with data. A door without leases has no use for it.
+    fn tell_data(&self, event: &Event, _data: &[u8]) {
+        self.tell(event);
+    }
     /// Ends the connection at once.
     fn close(&self);
     /// From where.
@@ -207,12 +211,17 @@ impl Session {
         Some(number)
     }
 
-    /// Takes a connection away.
-    pub fn detach(&self, number: u64) {
+    /// Takes a connection away. `knows`: the client closed it.
+    pub fn detach(&self, number: u64, knows: bool) {
         let mut links = self.links.lock();
         links.all.retain(|(other, _)| *other != number);
         if links.all.is_empty() && links.alone_since.is_none() {
             links.alone_since = Some(Instant::now());
+            // Before a new connection can come.
+            self.engine.left_alone(knows);
+        } else {
+            drop(links);
+            self.engine.lost_a_link();
         }
     }
 

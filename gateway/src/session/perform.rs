@@ -1,24 +1,70 @@
 //! One request of a session, from its arrival to its answer, whatever the door.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use strongroom_protocol::attr::LockKind;
+use strongroom_protocol::lease::Note;
 use strongroom_protocol::op::{Op, Request};
-use strongroom_protocol::reply::{Failure, Outcome};
+use strongroom_protocol::reply::{Event, Failure, Outcome};
 
 use crate::audit::Record;
-use crate::engine::{Admission, Call, Done, LockReply, ReplyBuf, Served, Syncing};
+use crate::engine::{Admission, Call, Done, LockReply, ReplyBuf, Served, Syncing, Teller};
 use crate::gateway::Gateway;
 use crate::session::Session;
 use crate::session::rates::Cost;
 use crate::slots::{Begin, Running};
+use crate::threads::Threads;
 
 const EPERM: u16 = 1;
 const EIO: u16 = 5;
 const EACCES: u16 = 13;
 
+/// What a request may need of its door.
+#[derive(Clone, Copy)]
+pub struct Hooks<'a> {
+    /// Makes the reply of a lock that must wait.
+    pub later: &'a dyn Fn() -> LockReply,
+    /// The request is about to wait for other sessions to let go of leases: the connection must be read on meanwhile.
+    pub waits: &'a dyn Fn(),
+}
+
+/// An answer.
+#[derive(Debug)]
+pub struct Answer {
+    /// The answer.
+    pub outcome: Outcome,
+    /// What the client may keep of it.
+    pub note: Note,
+}
+
+impl From<Outcome> for Answer {
+    /// Nothing may be kept of it.
+    fn from(outcome: Outcome) -> Answer {
+        Answer { outcome, note: Note::default() }
+    }
+}
+
+/// How the client of a session is told of recalls.
+struct ToldByLinks {
+    session: Weak<Session>,
+    threads: Threads,
+}
+
+impl Teller for ToldByLinks {
+    fn tell(&self, event: Event, data: Vec<u8>, everywhere: bool) {
+        let Some(session) = self.session.upgrade() else { return };
+        let most = if everywhere { usize::MAX } else { 1 };
+        for link in session.links().into_iter().take(most) {
+            let (event, data) = (event.clone(), data.clone());
+            // Sending waits for a client that does not read. Without a thread it is told again, or loses its leases.
+            let _ = self.threads.run(Box::new(move |_| link.tell_data(&event, &data)));
+        }
+    }
+}
+
 impl Gateway {
-    /// Carries out a request. `None`: the answer comes through `later`, or there is none ([`Op::Forget`]).
+    /// Carries out a request. `None`: the answer comes through `later`, or there is none ([`Op::Forget`],
+    /// [`Op::Recalled`]).
     ///
     /// The answer may be sent as soon as this returns: by then the audit record that the contract asks for is safe, and
     /// nothing of the request can reach the data any more.
@@ -28,11 +74,12 @@ impl Gateway {
         request: &Request,
         data: &[u8],
         out: &mut ReplyBuf,
-        later: &dyn Fn() -> LockReply,
-    ) -> Option<Outcome> {
+        hooks: Hooks<'_>,
+    ) -> Option<Answer> {
         out.clear();
         let path = session.strict.then(|| session.engine.describe(&request.op));
-        let fenced = |path| Some(self.finish(session, &request.op, path, Outcome::Failed(Failure::Fenced)));
+        let finish = |path, outcome| Some(self.finish(session, &request.op, path, outcome).into());
+        let fenced = |path| finish(path, Outcome::Failed(Failure::Fenced));
         let rates = session.rates();
         if !rates.is_free() && !rates.take(cost(&request.op, data), |time| session.pause(time)) {
             return fenced(path);
@@ -42,24 +89,28 @@ impl Gateway {
             let probe =
                 Record { text: Some("the audit trail failed before".into()), ..session.record("probe") };
             if self.audit.strict(probe).is_err() {
-                return Some(Outcome::Failed(Failure::Errno(EIO)));
+                return Some(Outcome::Failed(Failure::Errno(EIO)).into());
             }
         }
         let Some(admission) = session.enter(self.clock.now()) else {
             return fenced(path);
         };
-        let strict_later = || self.strict_later(session, &request.op, path.clone(), later());
+        let strict_later = || self.strict_later(session, &request.op, path.clone(), (hooks.later)());
         let call = Call {
             id: request.id,
             op: &request.op,
             data,
-            later: if session.strict { &strict_later } else { later },
+            later: if session.strict { &strict_later } else { hooks.later },
+            waits: hooks.waits,
         };
         if let (Op::Fsync { handle, data_only }, true) = (&request.op, data.is_empty()) {
             let begun = self.engine.begin_fsync(&session.engine, &admission, *handle, *data_only);
             drop(admission);
             let outcome = begun.map_or_else(Outcome::Failed, Syncing::run);
-            return Some(self.finish(session, &request.op, path, outcome));
+            return finish(path, outcome);
+        }
+        if matches!(request.op, Op::TakeLeases) && !self.prepare_leases(session) {
+            return finish(path, Outcome::Failed(Failure::Errno(EIO)));
         }
         let served = if request.op.needs_slot() {
             self.slotted(session, &admission, request, call, out)
@@ -81,16 +132,37 @@ impl Gateway {
         }
         let outcome = match done.outcome {
             // What was read before a fence need not be handed out after it.
-            Outcome::Data if session.turnstile.is_fenced() => {
+            Outcome::Data | Outcome::Opened(..) if session.turnstile.is_fenced() => {
                 out.clear();
                 Outcome::Failed(Failure::Fenced)
             }
             outcome => outcome,
         };
-        if matches!(request.op, Op::Forget) {
+        if matches!(request.op, Op::Forget | Op::Recalled { .. }) {
             return None;
         }
-        Some(self.finish(session, &request.op, path, outcome))
+        let outcome = self.finish(session, &request.op, path, outcome);
+        Some(Answer { outcome, note: done.note })
+    }
+
+    /// A recall was answered. Not a request: nothing that limits requests may hold it up, as others wait for it.
+    pub fn recalled(&self, session: &Session, id: u64) {
+        if !session.engine.recalled(id) && !session.rates().is_free() {
+            // One that nobody asked for.
+            session.rates().take(Cost::default(), |time| session.pause(time));
+        }
+    }
+
+    /// Makes sure that the session can be told of recalls, also by a successor of this process.
+    fn prepare_leases(&self, session: &Arc<Session>) -> bool {
+        let teller = ToldByLinks { session: Arc::downgrade(session), threads: self.threads.clone() };
+        session.engine.answer_to(Arc::new(teller));
+        let noted = session.slots.note_leases();
+        if let Err(error) = &noted {
+            let text = format!("no leases for the session: {error}");
+            self.audit.count(Record { text: Some(text), ..session.record("lost") });
+        }
+        noted.is_ok()
     }
 
     /// Records what the contract and the outcome ask for. `path`: what it is about, under `audit = "strict"`.
@@ -118,7 +190,7 @@ impl Gateway {
     ) -> Served {
         let (running, before) = match session.slots.begin(request.slot) {
             Begin::Bad => return failed(Failure::BadSlot),
-            Begin::Replay(outcome) => return Served::Done(Done { outcome, claim: None }),
+            Begin::Replay(outcome) => return Served::Done(outcome.into()),
             Begin::Run(running) => (running, None),
             Begin::Interrupted(before, running) => (running, Some(before)),
         };
@@ -211,7 +283,7 @@ impl Gateway {
 }
 
 fn failed(failure: Failure) -> Served {
-    Served::Done(Done { outcome: Outcome::Failed(failure), claim: None })
+    Served::Done(Outcome::Failed(failure).into())
 }
 
 /// What a request takes of the holder's rates.
@@ -219,6 +291,7 @@ fn cost(op: &Op, data: &[u8]) -> Cost {
     match op {
         Op::Read { length, .. } => Cost { read: u64::from(*length), write: 0 },
         Op::Readdir { max_bytes, .. } => Cost { read: u64::from(*max_bytes), write: 0 },
+        Op::OpenRead { length, .. } => Cost { read: u64::from(*length), write: 0 },
         Op::CopyRange { length, .. } => Cost { read: *length, write: *length },
         _ => Cost { read: 0, write: data.len() as u64 },
     }

@@ -132,6 +132,7 @@ impl Gateway {
         let bounds = SessionBounds {
             handles: handles.min(self.limits.handles),
             nodes: self.limits.nodes,
+            leases: self.limits.leases,
             ..SessionBounds::default()
         };
         let claims = slots.claims();

@@ -8,6 +8,7 @@ use super::sizes;
 use crate::gate::refusal::{Checked, Refusal};
 use crate::gate::rules::Deed;
 use crate::gate::{OnHandles, Permit};
+use crate::leases::Change;
 use crate::tree::Stat;
 
 /// The most that one request copies, so that none takes long.
@@ -25,6 +26,7 @@ pub(crate) fn copy_range(
     }
     let length = length.min(MAX_COPY);
     let (source, target) = (from.file()?, to.file()?);
+    permit.reading(&from.node)?;
     let count = {
         let _size = to.node.size.lock();
         let available = Stat::of(source)?.size().saturating_sub(from_offset).min(length);
@@ -34,6 +36,7 @@ pub(crate) fn copy_range(
         }
         let end = to_offset.checked_add(available).ok_or_else(|| Refusal::errno(Errno::FBIG))?;
         permit.require(if to_offset < stat.size() { Deed::Change } else { Deed::Extend })?;
+        permit.changing(&[(&to.node, Change::All { data: true, open: false })])?;
         let change = sizes::prepare(permit, &to.node, &stat, end)?;
         permit.undo().content(&to.node, target, &stat, to_offset, end)?;
         let (mut in_at, mut out_at) = (from_offset, to_offset);
@@ -62,5 +65,6 @@ pub(crate) fn copy_range(
         rustix::fs::fdatasync(target)?;
     }
     permit.session().wrote(count);
+    permit.wrote(&to.node, target);
     Ok(Outcome::Written { count, size: Stat::of(target)?.size() })
 }

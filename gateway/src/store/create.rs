@@ -11,6 +11,7 @@ use crate::gate::refusal::{Checked, Refusal};
 use crate::gate::rules::Deed;
 use crate::gate::{InDir, Permit};
 use crate::handles::Use;
+use crate::leases::Change;
 use crate::tree::Stat;
 
 pub(crate) fn create(
@@ -56,6 +57,10 @@ fn create_new(
         })?;
         return Err(Refusal::errno(Errno::EXIST));
     }
+    if permit.is_kept_by_others(dir) && tree.stat_at(&parent, name).is_ok() {
+        return Err(Refusal::errno(Errno::EXIST));
+    }
+    permit.changing(&[(dir, Change::Name(name))])?;
     let room = tree.meters_at(dir).reserve(&limits, 0, 1)?;
     let making = permit.undo().making(dir, &parent, name)?;
     let create = access(flags) | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -72,7 +77,9 @@ fn create_new(
     let node = tree.note(dir, name, &stat);
     // Still under the change: nobody can have taken the name away, so the count of handles is in time.
     let used = Use::of(&node);
+    permit.made(&node);
     drop(change);
+    permit.changed_names(dir);
     let entry = permit.tell_made(&node, &stat);
     let handle = permit.open(used, file, OpenFlags { write: true, ..flags }, true)?;
     Ok((handle, entry))
@@ -80,6 +87,7 @@ fn create_new(
 
 /// Opens what the name leads to already.
 fn open_found(permit: &Permit<'_, InDir>, name: &[u8], flags: OpenFlags) -> Checked<(Handle, Entry)> {
+    permit.reading_names(permit.dir())?;
     let (node, _) = permit.tree().lookup(permit.dir(), name)?;
     // Where names cannot be seen, one that is taken is all that is told.
     permit.may_see(Some(&node)).map_err(|_| Refusal::errno(Errno::EXIST))?;

@@ -8,6 +8,7 @@ use super::sizes;
 use crate::gate::refusal::{Checked, Refusal};
 use crate::gate::rules::Deed;
 use crate::gate::{OnHandle, Permit};
+use crate::leases::Change;
 use crate::tree::Stat;
 
 const KNOWN: FallocateFlags = FallocateFlags::KEEP_SIZE
@@ -55,6 +56,7 @@ pub(crate) fn fallocate(
             return Err(Refusal::errno(Errno::OPNOTSUPP));
         }
     }
+    permit.changing(&[(&open.node, Change::All { data: true, open: false })])?;
     let shifts = mode.intersects(FallocateFlags::COLLAPSE_RANGE | FallocateFlags::INSERT_RANGE);
     let changes = shifts || mode.intersects(FallocateFlags::PUNCH_HOLE | FallocateFlags::ZERO_RANGE);
     let changed = if changes { offset } else { end }..if shifts { u64::MAX } else { end };
@@ -63,5 +65,6 @@ pub(crate) fn fallocate(
     // Also after a failure: the file may have grown on the way.
     change.done(Stat::of(file)?.size());
     result?;
+    permit.wrote(&open.node, file);
     Ok(Outcome::Done)
 }

@@ -7,6 +7,7 @@ use crate::gate::{OnNode, Permit};
 use crate::tree::Stat;
 
 pub(crate) fn getattr(permit: &Permit<'_, OnNode>) -> Checked<Outcome> {
+    permit.reading(permit.node())?;
     Ok(Outcome::Attr(permit.show(&stat(permit)?)))
 }
 

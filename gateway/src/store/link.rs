@@ -6,6 +6,7 @@ use strongroom_protocol::reply::Outcome;
 
 use crate::gate::refusal::{Checked, Refusal};
 use crate::gate::{IntoDir, Permit};
+use crate::leases::Change;
 
 /// How often a source that is being renamed is looked for.
 const ATTEMPTS: usize = 16;
@@ -38,8 +39,10 @@ pub(crate) fn link(permit: &Permit<'_, IntoDir>, name: &[u8]) -> Checked<Outcome
         let names = new.reserve(&limits, 0, 1)?;
         let size = if before.kind() == rustix::fs::FileType::RegularFile { before.size() } else { 0 };
         let bytes = new.without(&old).reserve(&limits, size, 0)?;
+        permit.changing(&[(dir, Change::Name(name)), (node, Change::All { data: false, open: false })])?;
         permit.undo().linking(node, dir, &to, name)?;
         linkat(&*from, source.as_bytes(), &*to, name, AtFlags::empty())?;
+        permit.changed(node);
         let stat = tree.stat_at(&to, name)?;
         if (stat.ino(), stat.generation()) != (node.ino, node.generation) {
             // Somebody else than the gateway put another file there between the look and the call.
@@ -51,6 +54,7 @@ pub(crate) fn link(permit: &Permit<'_, IntoDir>, name: &[u8]) -> Checked<Outcome
         new.linked(node.ino, (tree.links(&before) == 1).then_some(&old));
         let noted = tree.note(dir, name, &stat);
         drop(change);
+        permit.changed_names(dir);
         return Ok(Outcome::Entry(permit.tell(&noted, &stat)));
     }
     Err(Refusal::STALE)

@@ -2,11 +2,13 @@
 
 use std::os::fd::OwnedFd;
 
+use rustix::io::Errno;
 use strongroom_protocol::attr::Credentials;
 use strongroom_protocol::reply::Outcome;
 
-use crate::gate::refusal::Checked;
+use crate::gate::refusal::{Checked, Refusal};
 use crate::gate::{InDir, Permit};
+use crate::leases::Change;
 
 /// Makes an object by `act` as the user that it shall belong to, and tells the session of it.
 pub(super) fn make(
@@ -19,6 +21,10 @@ pub(super) fn make(
     let parent = tree.fd_of(dir)?;
     let limits = permit.limits()?;
     let change = tree.change(dir, None)?;
+    if permit.is_kept_by_others(dir) && tree.stat_at(&parent, name).is_ok() {
+        return Err(Refusal::errno(Errno::EXIST));
+    }
+    permit.changing(&[(dir, Change::Name(name))])?;
     let room = tree.meters_at(dir).reserve(&limits, 0, 1)?;
     let making = permit.undo().making(dir, &parent, name)?;
     {
@@ -31,6 +37,8 @@ pub(super) fn make(
         making.made(&stat);
     }
     let node = tree.note(dir, name, &stat);
+    permit.made(&node);
     drop(change);
+    permit.changed_names(dir);
     Ok(Outcome::Entry(permit.tell_made(&node, &stat)))
 }

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use crate::gate::Permit;
 use crate::gate::refusal::Checked;
+use crate::leases::Change;
 use crate::quota::Limit;
-use crate::tree::Tree;
+use crate::tree::{Node, Tree};
 use crate::undo::Capture;
 
 pub(crate) mod copy_range;
@@ -41,6 +42,14 @@ pub(crate) trait Reach {
     fn tree(&self) -> &Arc<Tree>;
     fn undo(&self) -> Capture<'_>;
     fn limits(&self) -> Checked<Arc<[Limit]>>;
+    /// As [`Permit::changing`].
+    fn changing(&self, changes: &[(&Arc<Node>, Change<'_>)]) -> Checked<()>;
+    /// As [`Permit::moving`].
+    fn moving(&self, ends: (&Arc<Node>, &Arc<Node>), crosses: bool, moved: &[&Arc<Node>]) -> Checked<()>;
+    /// As [`Permit::changed_names`].
+    fn changed_names(&self, dir: &Arc<Node>);
+    /// As [`Permit::moved_names`].
+    fn moved_names(&self, from: &Arc<Node>, to: &Arc<Node>);
 }
 
 impl<On> Reach for Permit<'_, On> {
@@ -54,5 +63,21 @@ impl<On> Reach for Permit<'_, On> {
 
     fn limits(&self) -> Checked<Arc<[Limit]>> {
         self.limits()
+    }
+
+    fn changing(&self, changes: &[(&Arc<Node>, Change<'_>)]) -> Checked<()> {
+        self.changing(changes)
+    }
+
+    fn moving(&self, ends: (&Arc<Node>, &Arc<Node>), crosses: bool, moved: &[&Arc<Node>]) -> Checked<()> {
+        self.moving(ends, crosses, moved)
+    }
+
+    fn changed_names(&self, dir: &Arc<Node>) {
+        self.changed_names(dir);
+    }
+
+    fn moved_names(&self, from: &Arc<Node>, to: &Arc<Node>) {
+        self.moved_names(from, to);
     }
 }

@@ -13,6 +13,7 @@ use crate::gate::refusal::{Checked, Refusal};
 use crate::gate::rules::Deed;
 use crate::gate::{OnNode, Permit};
 use crate::handles::Use;
+use crate::leases::Change;
 use crate::tree::{Node, Stat};
 
 /// The access mode of a descriptor. Appending and synchronous writing are done by each write.
@@ -48,6 +49,11 @@ pub(super) fn open_existing<On>(
     if flags.write {
         permit.require(Deed::OpenToWrite)?;
     }
+    if flags.write {
+        permit.writing(node)?;
+    } else {
+        permit.reading(node)?;
+    }
     let (used, file, mut stat) = open_file(permit, node, flags)?;
     if flags.truncate && flags.write {
         stat = cut(permit, node, &file)?;
@@ -81,6 +87,7 @@ fn cut<On>(permit: &Permit<'_, On>, node: &Arc<Node>, file: &OwnedFd) -> Checked
     if stat.size() > 0 {
         permit.require(Deed::Change)?;
     }
+    permit.changing(&[(node, Change::All { data: true, open: false })])?;
     let change = sizes::prepare(permit, node, &stat, 0)?;
     permit.undo().resize(node, file, &stat, 0)?;
     ftruncate(file, 0)?;

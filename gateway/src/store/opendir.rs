@@ -14,6 +14,7 @@ pub(crate) fn opendir(permit: &Permit<'_, OnNode>) -> Checked<Outcome> {
         return Err(Refusal::errno(Errno::NOTDIR));
     }
     permit.session().handles.room()?;
+    permit.reading(permit.node())?;
     let used = Use::of(permit.node());
     let (file, stat) = permit.tree().open_node(permit.node(), OFlags::RDONLY | OFlags::DIRECTORY)?;
     let flags = OpenFlags { read: true, ..OpenFlags::default() };

@@ -33,6 +33,8 @@ pub(crate) fn readdir(
     if i64::try_from(cookie).is_err() {
         return Err(Refusal::errno(Errno::INVAL));
     }
+    permit.reading(&open.node)?;
+    permit.reading_names(&open.node)?;
     let file = open.file()?;
     let most = (max_bytes as usize).min(MAX_DATA);
     let mut position = open.position.lock();
@@ -47,6 +49,7 @@ pub(crate) fn readdir(
     let mut entries = RawDir::new(file, buffer.get_mut(..batch).unwrap_or_default());
     let mut next = cookie;
     let mut full = false;
+    let mut recall = false;
     while let Some(entry) = entries.next() {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
@@ -57,8 +60,12 @@ pub(crate) fn readdir(
                 full = true;
                 break;
             }
-            if let Some(entry) = describe(permit, file, &entry, name, plus)? {
-                push(bytes, &entry).map_err(|_| Refusal::errno(Errno::IO))?;
+            match describe(permit, file, &entry, name, plus) {
+                Ok(Some(entry)) => push(bytes, &entry).map_err(|_| Refusal::errno(Errno::IO))?,
+                Ok(None) => {}
+                // All that stands in the way of this page is asked for at once.
+                Err(Refusal::Recall) => recall = true,
+                Err(other) => return Err(other),
             }
         }
         next = after;
@@ -70,6 +77,10 @@ pub(crate) fn readdir(
     let unread = !entries.is_buffer_empty();
     // A descriptor that has read further than was told is put back by the next call.
     *position = if full || unread { u64::MAX } else { next };
+    if recall {
+        *position = u64::MAX;
+        return Err(Refusal::Recall);
+    }
     if full && bytes.is_empty() {
         return Err(Refusal::errno(Errno::INVAL));
     }
@@ -100,13 +111,31 @@ fn describe(
             }
         }
         let kind = (kind.as_raw_mode() >> 12) as u8;
-        return Ok(Some(DirEntry { ino: entry.ino(), cookie, kind, name: checked, attr: None }));
+        return Ok(Some(DirEntry {
+            ino: entry.ino(),
+            cookie,
+            kind,
+            name: checked,
+            attr: None,
+            leased: false,
+        }));
     }
     match permit.tree().lookup_in(&permit.target().node, file, name) {
-        Ok((node, stat)) => {
+        Ok((node, mut stat)) => {
+            let (old, mut leased) = permit.found_one(&node)?;
+            if old {
+                match Stat::at(file, name) {
+                    Ok(again) if (again.ino(), again.generation()) == (node.ino, node.generation) => {
+                        stat = again
+                    }
+                    // Exchanged or removed meanwhile.
+                    _ => leased = false,
+                }
+            }
             let told = permit.tell(&node, &stat);
             let kind = (stat.kind().as_raw_mode() >> 12) as u8;
-            Ok(Some(DirEntry { ino: stat.ino(), cookie, kind, name: checked, attr: Some(told.attr) }))
+            let attr = Some(told.attr);
+            Ok(Some(DirEntry { ino: stat.ino(), cookie, kind, name: checked, attr, leased }))
         }
         Err(refusal) if refusal.is(Errno::NOENT) || refusal.is(Errno::XDEV) => Ok(None),
         Err(other) => Err(other),

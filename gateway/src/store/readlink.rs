@@ -13,6 +13,7 @@ pub(crate) fn readlink(permit: &Permit<'_, OnNode>, out: &mut ReplyBuf) -> Check
     if permit.node().kind != FileType::Symlink {
         return Err(Refusal::errno(Errno::INVAL));
     }
+    permit.reading(permit.node())?;
     let (fd, _) = permit.tree().open_node(permit.node(), OFlags::PATH)?;
     let space = out.space(MAX_PATH);
     let length = readlinkat_raw(&fd, c"", &mut *space)?;

@@ -11,6 +11,7 @@ use super::Reach;
 use super::unlink::Vanishing;
 use crate::gate::refusal::{Checked, Refusal};
 use crate::gate::{InDirs, Permit};
+use crate::leases::Change;
 use crate::quota::{Limit, MeterSet, Reservation};
 use crate::tree::{Node, Stat};
 
@@ -85,12 +86,17 @@ pub(crate) fn rename_in(
         || target
             .as_ref()
             .is_some_and(|(other, _)| mode == RenameMode::Exchange && tree.crosses(other, to, from));
+    let mine = Change::All { data: false, open: false };
+    let names = [(from, Change::Name(name)), (to, Change::Name(new_name)), (&node, mine)];
     if mode == RenameMode::Exchange {
         let (other, stat) = target.as_ref().ok_or_else(|| Refusal::errno(Errno::NOENT))?;
+        reach.changing(&[&names[..], &[(other, mine)]].concat())?;
+        reach.moving((from, to), crosses, &[&node, other])?;
         act(Some((other, stat)))?;
         tree.moved(&node, (from, name), (to, new_name));
         tree.moved(other, (to, new_name), (from, name));
         drop(change);
+        reach.moved_names(from, to);
         return Ok((Outcome::Done, crosses));
     }
     // A directory that is replaced and kept: nothing may appear in it any more.
@@ -118,6 +124,15 @@ pub(crate) fn rename_in(
     let moving = across
         .then(|| Moving::prepare(&stat, tree.links(&stat), &old_meters, &new_meters, &limits))
         .transpose()?;
+    match &vanishing {
+        Some(vanishing) => {
+            let open = vanishing.links <= 1 || vanishing.node.is_dir();
+            let victim = (&vanishing.node, Change::All { data: false, open });
+            reach.changing(&[&names[..], &[victim]].concat())?;
+        }
+        None => reach.changing(&names)?,
+    }
+    reach.moving((from, to), crosses, &[&node])?;
     act(replaced.as_deref().zip(target.as_ref()))?;
     if let (Some(vanishing), Some(target)) = (&vanishing, &target) {
         vanishing.vanished(tree, to, new_name, target);
@@ -127,6 +142,7 @@ pub(crate) fn rename_in(
         moving.done(&stat);
     }
     drop(change);
+    reach.moved_names(from, to);
     Ok((Outcome::Done, crosses))
 }
 

@@ -34,5 +34,8 @@ pub(crate) fn resolve(permit: &Permit<'_, OnGrant>, ino: u64, path: &[u8]) -> Ch
     if path.is_empty() && !node.is_dir() {
         return Err(Refusal::errno(Errno::NOTDIR));
     }
+    if permit.found(&node)? {
+        stat = tree.stat(&node)?;
+    }
     Ok(Outcome::Entry(permit.tell(&node, &stat)))
 }

@@ -16,6 +16,7 @@ pub(crate) fn seek(permit: &Permit<'_, OnHandle>, offset: u64, hole: bool) -> Ch
     if i64::try_from(offset).is_err() {
         return Err(Refusal::errno(Errno::NXIO));
     }
+    permit.reading(&open.node)?;
     // The descriptor's position is of no use otherwise: reads and writes bring theirs.
     let whence = if hole { SeekFrom::Hole(offset) } else { SeekFrom::Data(offset) };
     Ok(Outcome::Offset(system_seek(open.file()?, whence)?))

@@ -14,6 +14,7 @@ use crate::gate::refusal::{Checked, Refusal};
 use crate::gate::rules::Deed;
 use crate::gate::{OnNode, Permit};
 use crate::handles::Open;
+use crate::leases::Change;
 use crate::tree::Stat;
 use crate::undo::Sides;
 
@@ -46,6 +47,7 @@ pub(crate) fn setattr(permit: &Permit<'_, OnNode>, set: &SetAttr) -> Checked<Out
         None => Target::Path(permit.tree().open_node(permit.node(), OFlags::PATH)?.0),
     };
     let fd = target.fd()?;
+    permit.changing(&[(permit.node(), Change::All { data: set.size.is_some(), open: false })])?;
     if let Some(size) = set.size {
         resize(permit, size)?;
     }
@@ -69,6 +71,7 @@ pub(crate) fn setattr(permit: &Permit<'_, OnNode>, set: &SetAttr) -> Checked<Out
         let times = Timestamps { last_access: timespec(set.atime)?, last_modification: timespec(set.mtime)? };
         utimensat(fd, c"", &times, AtFlags::EMPTY_PATH)?;
     }
+    permit.changed(permit.node());
     Ok(Outcome::Attr(permit.show(&Stat::of(fd)?)))
 }
 

@@ -8,6 +8,7 @@ use strongroom_protocol::reply::Outcome;
 use super::Reach;
 use crate::gate::refusal::{Checked, Refusal};
 use crate::gate::{InDir, Permit};
+use crate::leases::Change;
 use crate::quota::MeterSet;
 use crate::tree::{Node, Stat, Tree};
 
@@ -45,10 +46,13 @@ pub(crate) fn remove(
     if kept.as_ref().is_some_and(|kept| kept.id != vanishing.node.id) {
         return Err(Refusal::STALE);
     }
+    let open = vanishing.links <= 1 || vanishing.node.is_dir();
+    reach.changing(&[(dir, Change::Name(name)), (&vanishing.node, Change::All { data: false, open })])?;
     undo.remove(dir, &parent, name, &vanishing.node, &stat, directory)?;
     let crosses = vanishing.vanished(tree, dir, name, &stat);
     drop(size);
     drop(change);
+    reach.changed_names(dir);
     Ok((Outcome::Done, crosses))
 }
 

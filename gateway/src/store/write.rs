@@ -9,6 +9,7 @@ use super::sizes;
 use crate::gate::refusal::{Checked, Refusal};
 use crate::gate::rules::Deed;
 use crate::gate::{OnHandle, Permit};
+use crate::leases::Change;
 use crate::tree::Stat;
 
 pub(crate) fn write(permit: &Permit<'_, OnHandle>, offset: u64, data: &[u8]) -> Checked<Outcome> {
@@ -27,6 +28,7 @@ pub(crate) fn write(permit: &Permit<'_, OnHandle>, offset: u64, data: &[u8]) -> 
             return Ok(Outcome::Written { count: 0, size: stat.size() });
         }
         permit.require(if start < stat.size() { Deed::Change } else { Deed::Extend })?;
+        permit.changing(&[(&open.node, Change::All { data: true, open: false })])?;
         let change = sizes::prepare(permit, &open.node, &stat, end)?;
         permit.undo().content(&open.node, file, &stat, start, end)?;
         let (count, error) = write_all(file, data, start);
@@ -42,6 +44,7 @@ pub(crate) fn write(permit: &Permit<'_, OnHandle>, offset: u64, data: &[u8]) -> 
         rustix::fs::fdatasync(file)?;
     }
     permit.session().wrote(count as u64);
+    permit.wrote(&open.node, file);
     Ok(Outcome::Written { count: count as u64, size })
 }
 

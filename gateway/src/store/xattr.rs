@@ -9,11 +9,15 @@ use strongroom_protocol::reply::Outcome;
 use crate::engine::ReplyBuf;
 use crate::gate::refusal::{Checked, Refusal};
 use crate::gate::{OnNode, Permit};
+use crate::leases::Change;
 
 const PREFIX: &[u8] = b"user.";
 /// The longest value and the longest list of names (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX`, limits.h).
 const MAX_VALUE: usize = 65_536;
 const MAX_NAME: usize = 255;
+
+/// Contents stay.
+const CHANGED: Change<'static> = Change::All { data: false, open: false };
 
 fn check_name(name: &[u8]) -> Checked<()> {
     if name.is_empty() || name.contains(&0) {
@@ -46,6 +50,7 @@ pub(crate) fn get(permit: &Permit<'_, OnNode>, name: &[u8], out: &mut ReplyBuf) 
     if !has_attributes(permit) {
         return Err(Refusal::errno(Errno::NODATA));
     }
+    permit.reading(permit.node())?;
     let space = out.space(MAX_VALUE);
     let length = with_file(permit, |file| Ok(fgetxattr(file, name, &mut *space)?))?;
     out.set_length(length);
@@ -57,6 +62,7 @@ pub(crate) fn list(permit: &Permit<'_, OnNode>, out: &mut ReplyBuf) -> Checked<O
     if !has_attributes(permit) {
         return Ok(Outcome::Data);
     }
+    permit.reading(permit.node())?;
     let mut all = vec![0; MAX_VALUE];
     let length = with_file(permit, |file| match flistxattr(file, &mut *all) {
         Err(Errno::OPNOTSUPP) => Ok(0),
@@ -89,6 +95,7 @@ pub(crate) fn set(
         .ok_or_else(|| Refusal::errno(Errno::INVAL))?;
     with_file(permit, |file| {
         let _size = permit.node().size.lock();
+        permit.changing(&[(permit.node(), CHANGED)])?;
         permit.undo().xattr(permit.node(), file, name)?;
         Ok(fsetxattr(file, name, value, flags)?)
     })?;
@@ -102,6 +109,7 @@ pub(crate) fn remove(permit: &Permit<'_, OnNode>, name: &[u8]) -> Checked<Outcom
     }
     with_file(permit, |file| {
         let _size = permit.node().size.lock();
+        permit.changing(&[(permit.node(), CHANGED)])?;
         permit.undo().xattr(permit.node(), file, name)?;
         Ok(fremovexattr(file, name)?)
     })?;

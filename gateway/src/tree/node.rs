@@ -8,6 +8,7 @@ use parking_lot::{Mutex, RwLock};
 use rustix::fs::FileType;
 
 use super::map::NodeMap;
+use crate::leases::NodeLeases;
 use crate::quota::{Meter, MeterSet};
 
 /// The longest name of a directory entry.
@@ -72,6 +73,8 @@ pub(crate) struct Node {
     pub(crate) moves: AtomicU64,
     /// Held while a decision depends on the size or the number of links, until the change is done.
     pub(crate) size: Mutex<()>,
+    /// Who may keep what of it.
+    pub(crate) leases: NodeLeases,
     /// Open handles.
     opens: AtomicU32,
     /// When its place was last compared with the disk, in milliseconds of the coarse clock.
@@ -128,6 +131,7 @@ impl Node {
             place: RwLock::new(Place { links: link.into_iter().collect(), ..Place::default() }),
             moves: AtomicU64::new(0),
             size: Mutex::default(),
+            leases: NodeLeases::default(),
             opens: AtomicU32::new(0),
             confirmed: AtomicU64::new(0),
             dir,

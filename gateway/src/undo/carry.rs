@@ -3,6 +3,7 @@
 //! It works with the gateway's own authority, through the tree like everything else: beneath the data root, following no
 //! link, on objects whose identity is compared. What it changes is logged under its own name, so that it can be undone.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -21,7 +22,10 @@ use super::record::{At, Attributes, Object, Saved, Sides, What};
 use super::runs::{self, Item, Run, RunId};
 use super::vault::{copy_all, write_at};
 use super::{Actor, Capture, OWN_NAME, Undo, Writer};
+use crate::engine::Shared;
+use crate::gate::Turnstile;
 use crate::gate::refusal::{Checked, Refusal};
+use crate::leases::{Change, Deal, Deed, Lessee, LesseeParts, Mode};
 use crate::quota::Limit;
 use crate::store::{self, Reach};
 use crate::tree::{Node, Stat, Tree};
@@ -33,10 +37,16 @@ const NAME_MAX: usize = 255;
 
 /// What an undo acts by: no permit of a contract, but an administrator's word.
 struct Authority<'a> {
+    engine: &'a Shared,
     undo: &'a Undo,
     tree: &'a Arc<Tree>,
     actor: Actor,
     window: u64,
+    /// Holds no leases itself; whoever holds some must let go before something is changed.
+    lessee: Arc<Lessee>,
+    turnstile: Arc<Turnstile>,
+    /// That of the change under way.
+    deal: RefCell<Deal>,
 }
 
 impl Reach for Authority<'_> {
@@ -51,6 +61,45 @@ impl Reach for Authority<'_> {
     /// Nobody's quota keeps what was there from coming back.
     fn limits(&self) -> Checked<Arc<[Limit]>> {
         Ok(Arc::new([]))
+    }
+
+    fn changing(&self, changes: &[(&Arc<Node>, Change<'_>)]) -> Checked<()> {
+        let deal = self.deal.borrow();
+        deal.in_time(&self.engine.grace, Deed::Change)?;
+        deal.changing(0, changes)
+    }
+
+    fn moving(&self, ends: (&Arc<Node>, &Arc<Node>), crosses: bool, moved: &[&Arc<Node>]) -> Checked<()> {
+        crate::gate::lease::moving(self.engine, &self.deal.borrow(), ends, crosses, moved)
+    }
+
+    fn changed_names(&self, _: &Arc<Node>) {}
+
+    fn moved_names(&self, _: &Arc<Node>, _: &Arc<Node>) {}
+}
+
+impl Authority<'_> {
+    /// Does something until nothing must be counted or waited for first, and nobody holds what it changes.
+    fn again<T>(&self, mut act: impl FnMut() -> Checked<T>) -> Checked<T> {
+        let result = self.attempts(&mut act);
+        // Its marks end here: others may be given leases again.
+        self.deal.replace(Deal::new(&self.lessee, Mode::Client));
+        result
+    }
+
+    fn attempts<T>(&self, act: &mut impl FnMut() -> Checked<T>) -> Checked<T> {
+        for _ in 0..ATTEMPTS {
+            self.deal.borrow().begin();
+            match act() {
+                Err(Refusal::Count(meter)) => meter.ensure_counted(self.tree, &|| false)?,
+                Err(Refusal::WouldBlock) => std::thread::yield_now(),
+                Err(Refusal::Recall) => {
+                    self.deal.borrow().ask(self.engine, &self.turnstile)?.sleep(self.engine)?;
+                }
+                other => return other,
+            }
+        }
+        Err(Refusal::errno(Errno::BUSY))
     }
 }
 
@@ -106,15 +155,16 @@ impl Undo {
     }
 
     /// Carries an undo out, from its beginning to its end. Undos run one after the other.
-    pub(crate) fn carry(&self, id: RunId) {
+    pub(crate) fn carry(&self, engine: &Shared, id: RunId) {
         let Some(run) = self.run(id) else { return };
         let _one = self.runs.carrying.lock();
         let _kept = self.forgetting.lock();
-        let result = self.carry_run(&self.tree, &run);
+        let result = self.carry_run(engine, &run);
         run.finish(result);
     }
 
-    fn carry_run(&self, tree: &Arc<Tree>, run: &Arc<Run>) -> Result<Vec<Item>, UndoError> {
+    fn carry_run(&self, engine: &Shared, run: &Arc<Run>) -> Result<Vec<Item>, UndoError> {
+        let tree = &self.tree;
         // Whatever is changed from here on is no part of it, and is recorded anew.
         self.begin_interval();
         let now = self.stamp();
@@ -131,7 +181,23 @@ impl Undo {
         let writer =
             Writer { application: OWN_NAME.to_owned(), ids: vec![*run.run.id.as_bytes()], generation: 0 };
         let window = self.longest_window.load(std::sync::atomic::Ordering::Relaxed);
-        let authority = Authority { undo: self, tree, actor: self.act(writer, self.space, true), window };
+        let lessee = Lessee::new(LesseeParts {
+            number: engine.next_session(),
+            grants: Arc::new([]),
+            most: 1,
+            recall: engine.options.leases.recall,
+            offences: Arc::default(),
+        });
+        let authority = Authority {
+            engine,
+            undo: self,
+            tree,
+            actor: self.act(writer, self.space, true),
+            window,
+            deal: RefCell::new(Deal::new(&lessee, Mode::Client)),
+            lessee,
+            turnstile: Turnstile::new(),
+        };
         if !run.run.dry {
             if !run.run.resumed {
                 runs::note(&self.vault, &Run::new(run.run.id, run.filter.clone(), false, true))?;
@@ -216,23 +282,11 @@ impl Carry<'_> {
         }
     }
 
-    /// Others are told of a change before it is answered: where leases are recalled, when the data are shared.
+    /// What was moved out of somebody's grant, or into it, must be noticed by operations under way.
     fn changed(&self, settle: bool) {
         if settle {
             self.tree().sections.settle();
         }
-    }
-
-    /// Does something until nothing must be counted or waited for first.
-    fn again<T>(&self, mut act: impl FnMut() -> Checked<T>) -> Checked<T> {
-        for _ in 0..ATTEMPTS {
-            match act() {
-                Err(Refusal::Count(meter)) => meter.ensure_counted(self.tree(), &|| false)?,
-                Err(Refusal::WouldBlock) => std::thread::yield_now(),
-                other => return other,
-            }
-        }
-        Err(Refusal::errno(Errno::BUSY))
     }
 
     fn step(&mut self, place: usize) {
@@ -359,7 +413,7 @@ impl Carry<'_> {
         let (node, _) = self.tree().lookup(&dir, &at.name)?;
         let how = if node.is_dir() { AtFlags::REMOVEDIR } else { AtFlags::empty() };
         drop(node);
-        match self.again(|| store::unlink::remove(&self.authority, &dir, &at.name, how)) {
+        match self.authority.again(|| store::unlink::remove(&self.authority, &dir, &at.name, how)) {
             Ok((_, settle)) => {
                 self.changed(settle);
                 // Undos run one after the other: the newest record of their log is that of the removal.
@@ -453,7 +507,7 @@ impl Carry<'_> {
         }
         let mut name = if why.is_empty() { at.name.clone() } else { self.beside_name(&at.name, seq, 0) };
         for n in 1..100 {
-            match self.again(|| self.put_back(application, seq, &kept, &dir, &name)) {
+            match self.authority.again(|| self.put_back(application, seq, &kept, &dir, &name)) {
                 Ok(()) => {
                     self.places.add(object, Spot::At(At { dir: dir_object, name: name.clone() }));
                     break;
@@ -500,6 +554,7 @@ impl Carry<'_> {
             _ => crate::quota::MeterSet::default(),
         };
         let bytes = if links == 0 { new.clone() } else { new.without(&old) }.reserve(&[], size, 0)?;
+        self.authority.changing(&[(dir, Change::Name(name))])?;
         let making = self.authority.undo().making(dir, &fd, name)?;
         self.undo().vault.restore(application, seq, &fd, name)?;
         names.keep();
@@ -558,7 +613,7 @@ impl Carry<'_> {
         let mut name = from.name.clone();
         for n in 0..100 {
             let mode = RenameMode::NoReplace;
-            match self.again(|| {
+            match self.authority.again(|| {
                 store::rename::rename_in(&self.authority, (&target, &to.name), (&source, &name), mode)
             }) {
                 Ok((_, settle)) => {
@@ -601,7 +656,7 @@ impl Carry<'_> {
             } else {
                 let (source, target) = (self.find_dir(from.dir)?, self.find_dir(to.dir)?);
                 let mode = RenameMode::Exchange;
-                let (_, settle) = self.again(|| {
+                let (_, settle) = self.authority.again(|| {
                     store::rename::rename_in(
                         &self.authority,
                         (&source, &from.name),
@@ -670,7 +725,7 @@ impl Carry<'_> {
             self.open = Some((object, node, file));
         }
         let Some((_, node, file)) = &self.open else { return Ok(()) };
-        let kept = self.again(|| self.put_bytes(application, seq, node, file, size, saved))?;
+        let kept = self.authority.again(|| self.put_bytes(application, seq, node, file, size, saved))?;
         self.changed(false);
         if kept {
             self.tell(path, Verdict::Restored, None, "");
@@ -719,6 +774,7 @@ impl Carry<'_> {
         let undo = self.undo();
         let capture = self.authority.undo();
         let _size = node.size.lock();
+        self.authority.changing(&[(node, Change::All { data: true, open: false })])?;
         let stat = Stat::of(file)?;
         let open_kept = || match undo.vault.open_kept(application, seq, OFlags::RDONLY) {
             Err(Errno::NOENT) => Ok(None),
@@ -770,15 +826,19 @@ impl Carry<'_> {
         };
         if !self.dry {
             let (file, _) = self.tree().open_node(&node, OFlags::RDONLY)?;
-            let _size = node.size.lock();
-            self.authority.undo().xattr(&node, &file, name)?;
-            match old {
-                Some(value) => fsetxattr(&file, name, value, XattrFlags::empty())?,
-                None => match fremovexattr(&file, name) {
-                    Ok(()) | Err(Errno::NODATA) => {}
-                    Err(other) => return Err(other.into()),
-                },
-            }
+            self.authority.again(|| {
+                let _size = node.size.lock();
+                self.authority.changing(&[(&node, Change::All { data: false, open: false })])?;
+                self.authority.undo().xattr(&node, &file, name)?;
+                match old {
+                    Some(value) => fsetxattr(&file, name, value, XattrFlags::empty())?,
+                    None => match fremovexattr(&file, name) {
+                        Ok(()) | Err(Errno::NODATA) => {}
+                        Err(other) => return Err(other.into()),
+                    },
+                }
+                Ok(())
+            })?;
             self.changed(false);
         }
         let entry = self.attributes.entry(object).or_default();
@@ -822,7 +882,7 @@ impl Carry<'_> {
         let mut name = vec![];
         for n in 0..100 {
             name = self.beside_name(own_name.as_bytes(), first, n);
-            match self.again(|| self.link_beside(&old, object, &dir, &name)) {
+            match self.authority.again(|| self.link_beside(&old, object, &dir, &name)) {
                 Ok(()) => break,
                 Err(refusal) if refusal.is(Errno::EXIST) => {}
                 Err(other) => return Err(other),
@@ -837,6 +897,7 @@ impl Carry<'_> {
         let change = tree.change(dir, None)?;
         let stat = Stat::of(old)?;
         let room = tree.meters_at(dir).reserve(&[], stat.size(), 1)?;
+        self.authority.changing(&[(dir, Change::Name(name))])?;
         let making = self.authority.undo().making(dir, &fd, name)?;
         let at = At { dir: Object::of(dir), name: name.to_vec() };
         let what = What::Beside { object: Object::told(&stat), at, of };
@@ -908,10 +969,11 @@ impl Carry<'_> {
             let set = || -> Checked<()> {
                 let Some((node, fd)) = self.reach(object, OFlags::PATH)? else { return Ok(()) };
                 let _size = node.size.lock();
+                self.authority.changing(&[(&node, Change::All { data: false, open: false })])?;
                 self.authority.undo().attributes(&node, wanted, || Ok(Stat::of(&fd)?))?;
                 set_attributes(self.tree(), &fd, wanted, &before)
             };
-            match set() {
+            match self.authority.again(set) {
                 Ok(()) => self.changed(false),
                 Err(refusal) => self.tell(path, Verdict::Failed, None, words(&refusal)),
             }

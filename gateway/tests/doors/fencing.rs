@@ -141,6 +141,7 @@ fn waiting_locks_and_queued_requests_end_at_once() {
                 assert_eq!(event, Event::Fenced(FenceReason::Revoked));
                 told = true;
             }
+            other => panic!("{other:?}"),
         }
     }
     assert_eq!(first.call(Op::Ping, &[]), Outcome::Done, "another contract is not concerned");

@@ -6,6 +6,7 @@ mod bounds;
 mod configuration;
 mod fencing;
 mod layout;
+mod leases;
 mod pipelining;
 mod restarts;
 mod strict;

@@ -16,6 +16,7 @@ use strongroom_protocol::admin::{AdminAnswer, AdminRequest};
 use strongroom_protocol::attr::{Attr, Credentials, Handle, Node, OpenFlags};
 use strongroom_protocol::codec;
 use strongroom_protocol::hello::{Answer, GrantInfo, Hello, Refused, SessionId, Welcome};
+use strongroom_protocol::lease::Note;
 use strongroom_protocol::name::Name;
 use strongroom_protocol::op::{Op, Request, Slot};
 use strongroom_protocol::reply::{Entry, Event, FromGateway, Outcome};
@@ -313,6 +314,7 @@ impl Connection {
                     next: AtomicU64::new(1),
                     sequences: vec![],
                     events: vec![],
+                    note: Note::default(),
                 })
             }
             Answer::Refused(refused) => Err(refused),
@@ -335,6 +337,8 @@ pub struct Client {
     /// The last sequence number of each slot.
     pub sequences: Vec<u64>,
     pub events: Vec<Event>,
+    /// What the last reply said of leases.
+    pub note: Note,
 }
 
 impl Client {
@@ -377,6 +381,10 @@ impl Client {
             );
             match codec::decode_header(self.frame.header()).unwrap() {
                 FromGateway::Reply { id, outcome } => return (id, outcome),
+                FromGateway::Leased { id, outcome, note } => {
+                    self.note = note;
+                    return (id, outcome);
+                }
                 FromGateway::Event(event) => self.events.push(event),
             }
         }

@@ -324,7 +324,7 @@ fn a_file_without_names_lives_on_through_its_handles() {
 fn tables_are_bounded() {
     let world = World::new();
     world.dirs(&["a"]);
-    let bounds = SessionBounds { handles: 3, nodes: 64, locks: 2 };
+    let bounds = SessionBounds { handles: 3, nodes: 64, locks: 2, ..SessionBounds::default() };
     let guest = world.bounded(vec![grant("a", "/a", Rights::READ_WRITE)], bounds, &[]);
     let root = guest.root(0);
     let handles: Vec<_> = (0..3).map(|n| created(guest.create(root, &n.to_string(), BOTH)).0).collect();

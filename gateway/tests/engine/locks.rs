@@ -45,7 +45,7 @@ impl Player {
         };
         let admission = self.guest.turnstile.enter().unwrap();
         let op = Op::SetLock { handle: self.handle, lock, wait: true, reclaim: false };
-        let call = Call { id, op: &op, data: b"", later: &later };
+        let call = Call { id, op: &op, data: b"", later: &later, waits: &|| {} };
         let mut out = ReplyBuf::new();
         match self.guest.engine.serve(&self.guest.session, &admission, call, &mut out) {
             Served::Done(done) => sender.send(done.outcome).unwrap(),

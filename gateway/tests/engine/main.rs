@@ -6,6 +6,7 @@ mod appending;
 mod basics;
 mod drop_box;
 mod escapes;
+mod leases;
 mod locks;
 mod model;
 mod quotas;

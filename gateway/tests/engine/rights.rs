@@ -10,7 +10,7 @@ use strongroom_protocol::reply::{Failure, Outcome};
 use crate::support::*;
 
 const CONTENTS: &[u8] = b"0123456789";
-const KINDS: usize = 37;
+const KINDS: usize = 40;
 
 /// The number of an operation; the match names each, so that a new one cannot be forgotten here.
 fn kind(op: &Op) -> usize {
@@ -52,6 +52,9 @@ fn kind(op: &Op) -> usize {
         Op::Ping => 34,
         Op::Bye => 35,
         Op::Reclaimed => 36,
+        Op::TakeLeases => 37,
+        Op::Recalled { .. } => 38,
+        Op::OpenRead { .. } => 39,
     }
 }
 
@@ -183,6 +186,8 @@ fn on_nodes(stage: &mut Stage, props: &Props) {
     stage.check(Op::Readlink { node: link }, b"", Wants::All("read"));
     stage.check(Op::Open { node: file, flags: READ }, b"", Wants::All("read"));
     stage.check(Op::Open { node: file, flags: OpenFlags { read: false, ..READ } }, b"", Wants::All("read"));
+    let open_read = |flags| Op::OpenRead { node: file, flags, offset: 0, length: 10 };
+    stage.check(open_read(READ), b"", Wants::All("read"));
     stage.check(Op::Open { node: file, flags: WRITE }, b"", Wants::Any("append write"));
     let appending = OpenFlags { append: true, read: false, ..READ };
     stage.check(Op::Open { node: file, flags: appending }, b"", Wants::Any("append write"));
@@ -334,6 +339,8 @@ fn each_operation_needs_its_rights_and_no_more() {
         on_names(&mut stage);
         stage.check(Op::CancelLock { request: 9 }, b"", Wants::Nothing);
         stage.check(Op::Ping, b"", Wants::Nothing);
+        stage.check(Op::TakeLeases, b"", Wants::Nothing);
+        stage.check(Op::Recalled { id: 9 }, b"", Wants::Nothing);
         let nothing = strongroom_protocol::codec::encode_list(&Vec::<Node>::new()).unwrap();
         stage.check(Op::Forget, &nothing, Wants::Nothing);
         stage.check(Op::Bye, b"", Wants::Nothing);

@@ -150,16 +150,21 @@ fn no_wait() -> LockReply {
 
 impl Guest {
     pub fn done(&self, op: &Op, data: &[u8]) -> (Done, Vec<u8>) {
-        let admission = self.turnstile.enter().unwrap();
+        self.try_done(op, data).expect("the session is not fenced")
+    }
+
+    /// `None`: the session is fenced.
+    pub fn try_done(&self, op: &Op, data: &[u8]) -> Option<(Done, Vec<u8>)> {
+        let admission = self.turnstile.enter()?;
         let mut out = ReplyBuf::new();
-        let call = Call { id: 1, op, data, later: &no_wait };
+        let call = Call { id: 1, op, data, later: &no_wait, waits: &|| {} };
         // What may run at once runs at once, as in the door.
         let served = self
             .engine
             .serve_inline(&self.session, &admission, call, &mut out)
             .unwrap_or_else(|| self.engine.serve(&self.session, &admission, call, &mut out));
         match served {
-            Served::Done(done) => (done, out.data().to_vec()),
+            Served::Done(done) => Some((done, out.data().to_vec())),
             Served::Later => panic!("nothing here waits for locks"),
         }
     }

@@ -23,7 +23,7 @@ mod plan;
 mod record;
 mod rootfs;
 mod services;
-mod sys;
+pub(crate) mod sys;
 mod up;
 mod wanted;
 

@@ -212,3 +212,25 @@ pub(super) fn kill_everyone_else(signal: Signal) -> io::Result<()> {
     // SAFETY: kill touches no memory of ours.
     if unsafe { libc::kill(-1, signal.as_raw()) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
+
+/// Maps a file for reading (at most 1 MiB of it), shared with everybody who has it open, and touches every page. It stays
+/// mapped for as long as the process lives; nothing reads it again.
+pub(crate) fn map_for_ever(file: &std::fs::File) -> io::Result<()> {
+    let length = usize::try_from(file.metadata()?.len().min(1 << 20)).unwrap_or(0);
+    if length == 0 {
+        return Ok(());
+    }
+    // SAFETY: a mapping at an address of the kernel's choice replaces nothing, MAP_POPULATE reads it without this process
+    // looking at it, and nobody gets a reference to it.
+    let mapped = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            length,
+            libc::PROT_READ,
+            libc::MAP_SHARED | libc::MAP_POPULATE,
+            std::os::fd::AsRawFd::as_raw_fd(file),
+            0,
+        )
+    };
+    if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

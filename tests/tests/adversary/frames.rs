@@ -55,7 +55,7 @@ fn request(id: u64, op: Op) -> Vec<u8> {
 fn outcome(frame: Option<(Vec<u8>, Vec<u8>)>) -> Option<Outcome> {
     match decode_header(&frame?.0).expect("a frame of the gateway") {
         FromGateway::Reply { outcome, .. } => Some(outcome),
-        FromGateway::Event(event) => panic!("{event:?}"),
+        other => panic!("{other:?}"),
     }
 }
 

@@ -255,6 +255,14 @@ fn cases() -> Vec<Case> {
         case("ping", NOTHING, |_, _| Ok((Op::Ping, b""))),
         case("bye", NOTHING, |_, _| Ok((Op::Bye, b""))),
         case("reclaimed", NOTHING, |_, _| Ok((Op::Reclaimed, b""))),
+        case("take leases", NOTHING, |_, _| Ok((Op::TakeLeases, b""))),
+        case("recalled", NOTHING, |_, _| Ok((Op::Recalled { id: 1 }, b""))),
+        case("open and read", &["list read"], |s, root| {
+            Ok((Op::OpenRead { node: node(s, root, "file")?, flags: READ, offset: 0, length: 10 }, b""))
+        }),
+        case("open to write, and read", &["list read write", "list read append"], |s, root| {
+            Ok((Op::OpenRead { node: node(s, root, "file")?, flags: BOTH, offset: 0, length: 10 }, b""))
+        }),
     ]
 }
 
@@ -299,9 +307,12 @@ fn kind(op: &Op) -> usize {
         Op::Ping => 34,
         Op::Bye => 35,
         Op::Reclaimed => 36,
+        Op::TakeLeases => 37,
+        Op::Recalled { .. } => 38,
+        Op::OpenRead { .. } => 39,
     }
 }
-pub const KINDS: usize = 37;
+pub const KINDS: usize = 40;
 
 /// A directory of its own for one try, which is the whole grant; returns its data path.
 fn stage(gateway: &Gateway) -> String {
@@ -340,6 +351,10 @@ fn attempt(gateway: &Gateway, case: &Case, rights: Rights, kinds: &mut BTreeSet<
             match op {
                 Op::Forget => {
                     session.send(Slot::default(), Op::Forget, data).unwrap();
+                    session.call(Op::Ping)
+                }
+                Op::Recalled { .. } => {
+                    session.send(Slot::default(), op, data).unwrap();
                     session.call(Op::Ping)
                 }
                 Op::Resolve { grant, .. } => {

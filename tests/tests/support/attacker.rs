@@ -269,6 +269,10 @@ impl Attacker {
             match decode_header(self.frame.header()).expect("a frame of the gateway") {
                 FromGateway::Reply { id, outcome } => return Some((id, outcome, self.frame.take_data())),
                 FromGateway::Event(event) => self.events.push(event),
+                // Told apart only where it matters to a client that caches.
+                FromGateway::Leased { id, outcome, .. } => {
+                    return Some((id, outcome, self.frame.take_data()));
+                }
             }
         }
     }

@@ -83,6 +83,9 @@ enum Command {
     Keeper { plan: PathBuf },
     #[command(hide = true)]
     GuestInit { plan: PathBuf, index: usize },
+    /// Do what standard input says, as the tests want it
+    #[command(hide = true)]
+    Agent,
 }
 
 #[derive(Args)]
@@ -169,6 +172,7 @@ fn run(command: Command) -> Result<u8> {
         }
         Command::Keeper { plan } => lab::run_keeper(&plan).map(|()| 0),
         Command::GuestInit { plan, index } => lab::run_guest_init(&plan, index).map(|()| 0),
+        Command::Agent => strongroom_tests::agent::run().map(|()| 0),
     }
 }
 

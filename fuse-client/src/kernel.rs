@@ -1,0 +1,202 @@
+//! Notices to the kernel: what it has cached and may not use any more (fuse(4), `FUSE_NOTIFY_*` of `linux/fuse.h`).
+//!
+//! Written to the device directly: `fuser` 0.18 has no notice that ends all entries at once.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+/// `enum fuse_notify_code`.
+const INVAL_INODE: i32 = 2;
+const INVAL_ENTRY: i32 = 3;
+/// Linux 6.16.
+const INC_EPOCH: i32 = 8;
+/// `struct fuse_out_header`.
+const HEADER: usize = 16;
+
+/// The mount as its server can speak to it.
+pub struct Kernel {
+    device: OwnedFd,
+    epochs: bool,
+    workers: Arc<Workers>,
+}
+
+impl Kernel {
+    /// Takes a descriptor of the device that serves the mount, and finds out what the kernel understands.
+    pub fn new(device: OwnedFd) -> Kernel {
+        let mut kernel = Kernel { device, epochs: false, workers: Arc::default() };
+        kernel.epochs = kernel.notify(INC_EPOCH, &[]);
+        kernel
+    }
+
+    fn notify(&self, code: i32, parts: &[&[u8]]) -> bool {
+        let length = HEADER + parts.iter().map(|part| part.len()).sum::<usize>();
+        let mut header = [0; HEADER];
+        // At most a name and 40 bytes.
+        header[..4].copy_from_slice(&(length as u32).to_ne_bytes());
+        header[4..8].copy_from_slice(&code.to_ne_bytes());
+        let mut slices = vec![IoSlice::new(&header)];
+        slices.extend(parts.iter().map(|part| IoSlice::new(part)));
+        rustix::io::writev(&self.device, &slices).is_ok()
+    }
+
+    /// Whether all entries can be ended at once, so that they may be given out at all.
+    pub fn epochs(&self) -> bool {
+        self.epochs
+    }
+
+    /// Every name is looked up again before it is used. Never blocks.
+    pub fn forget_entries(&self) {
+        if self.epochs {
+            self.notify(INC_EPOCH, &[]);
+        }
+    }
+
+    /// The attributes of an inode are asked for again; replies under way are not believed. Never blocks. Returns whether the
+    /// kernel knows the inode.
+    pub fn forget_attr(&self, number: u64) -> bool {
+        self.inval_inode(number, -1, 0)
+    }
+
+    /// The pages of an inode are read again. Waits for those that are being read or written, so that it must not run on a
+    /// thread that answers requests.
+    pub fn forget_pages(&self, number: u64) {
+        self.inval_inode(number, 0, 0);
+    }
+
+    fn inval_inode(&self, number: u64, offset: i64, length: i64) -> bool {
+        self.notify(INVAL_INODE, &[&number.to_ne_bytes(), &offset.to_ne_bytes(), &length.to_ne_bytes()])
+    }
+
+    /// A name is looked up again. Waits for changes of the directory by this guest that are under way.
+    pub fn forget_entry(&self, parent: u64, name: &[u8]) {
+        let length = (name.len() as u32).to_ne_bytes();
+        self.notify(INVAL_ENTRY, &[&parent.to_ne_bytes(), &length, &0_u32.to_ne_bytes(), name, &[0]]);
+    }
+
+    /// Does something that may have to wait for the kernel, on another thread.
+    pub fn aside(&self, work: impl FnOnce() + Send + 'static) {
+        self.workers.clone().take(Box::new(work));
+    }
+}
+
+type Work = Box<dyn FnOnce() + Send>;
+
+/// Threads for what may have to wait for locks of the kernel. As many as wait at the same time, up to a bound.
+#[derive(Default)]
+struct Workers {
+    state: Mutex<Line>,
+    more: Condvar,
+}
+
+#[derive(Default)]
+struct Line {
+    waiting: VecDeque<Work>,
+    idle: usize,
+    threads: usize,
+}
+
+const MOST_WORKERS: usize = 32;
+/// A worker that has had nothing to do for so long ends.
+const LINGER: Duration = Duration::from_secs(30);
+
+impl Workers {
+    fn take(self: Arc<Self>, work: Work) {
+        let mut line = self.state.lock();
+        line.waiting.push_back(work);
+        if line.idle >= line.waiting.len() || line.threads >= MOST_WORKERS {
+            drop(line);
+            self.more.notify_one();
+            return;
+        }
+        line.threads += 1;
+        drop(line);
+        let workers = self.clone();
+        let started = std::thread::Builder::new().name("kernel".into()).spawn(move || workers.run());
+        if started.is_err() {
+            self.state.lock().threads -= 1;
+            // Better late than never: whoever is there already does it.
+            self.more.notify_one();
+        }
+    }
+
+    fn run(&self) {
+        let mut line = self.state.lock();
+        loop {
+            if let Some(work) = line.waiting.pop_front() {
+                drop(line);
+                work();
+                line = self.state.lock();
+                continue;
+            }
+            line.idle += 1;
+            let timed_out = self.more.wait_for(&mut line, LINGER).timed_out();
+            line.idle -= 1;
+            if timed_out && line.waiting.is_empty() {
+                line.threads -= 1;
+                return;
+            }
+        }
+    }
+}
+
+/// Counts work that is waited for, up to a limit.
+#[derive(Clone)]
+pub struct Latch(Arc<(Mutex<usize>, Condvar)>);
+
+impl Latch {
+    /// A latch that opens after so many [`Latch::done`].
+    pub fn new(count: usize) -> Latch {
+        Latch(Arc::new((Mutex::new(count), Condvar::new())))
+    }
+
+    /// One piece is done.
+    pub fn done(&self) {
+        let mut left = self.0.0.lock();
+        *left = left.saturating_sub(1);
+        if *left == 0 {
+            self.0.1.notify_all();
+        }
+    }
+
+    /// Waits until all is done; returns whether it was, within the limit.
+    pub fn wait(&self, limit: Duration) -> bool {
+        let until = Instant::now() + limit;
+        let mut left = self.0.0.lock();
+        while *left > 0 {
+            if self.0.1.wait_until(&mut left, until).timed_out() {
+                return *left == 0;
+            }
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_that_waits_does_not_keep_others_from_working() {
+        let workers = Arc::new(Workers::default());
+        let (hold, both) = (Latch::new(1), Latch::new(2));
+        for _ in 0..2 {
+            let (hold, both) = (hold.clone(), both.clone());
+            workers.clone().take(Box::new(move || {
+                hold.wait(Duration::from_secs(60));
+                both.done();
+            }));
+        }
+        let third = Latch::new(1);
+        let tell = third.clone();
+        workers.clone().take(Box::new(move || tell.done()));
+        assert!(third.wait(Duration::from_secs(60)));
+        assert!(!both.wait(Duration::ZERO));
+        hold.done();
+        assert!(both.wait(Duration::from_secs(60)));
+    }
+}

@@ -1,0 +1,41 @@
+//! A change by this guest, from its sending to its answer.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use strongroom_protocol::attr::Node;
+
+use super::table::OwnChange;
+use crate::state::State;
+
+/// Held by whoever waits for the answer and by the request itself: whoever asked may be gone long before the gateway has
+/// carried the change out. When both have let go and nobody has taken the change, all that it concerns is forgotten.
+pub struct Underway {
+    state: Arc<State>,
+    change: Mutex<Option<OwnChange>>,
+}
+
+impl Underway {
+    /// A change of these nodes begins.
+    pub fn begin(state: &Arc<State>, nodes: &[Node]) -> Arc<Underway> {
+        let change = Mutex::new(Some(state.leases.begin(nodes)));
+        Arc::new(Underway { state: state.clone(), change })
+    }
+
+    /// The change, for its end to be told to the table; once.
+    pub fn take(&self) -> Option<OwnChange> {
+        self.change.lock().take()
+    }
+}
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        let Some(change) = self.take() else { return };
+        let drop = self.state.leases.table().abandon(&change, Instant::now());
+        if let Some(kernel) = self.state.leases.kernel() {
+            let state = self.state.clone();
+            kernel.aside(move || state.take_back(&drop));
+        }
+    }
+}

@@ -1,0 +1,629 @@
+//! The table: what is known under leases.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use strongroom_protocol::attr::{Attr, Node, Time};
+use strongroom_protocol::lease::{Lease, LeaseTerms, Note};
+use strongroom_protocol::name::Name;
+
+use super::names::{Names, To};
+
+/// When a request was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// How many changes of this guest had ended by then.
+    pub(super) seq: u64,
+    /// The time.
+    pub(super) at: Instant,
+}
+
+/// Where an answer comes from.
+#[derive(Clone, Copy, Debug)]
+pub struct Heard {
+    /// When its request was made.
+    pub asked: Asked,
+    /// To which life of the table the connection belongs by which it came.
+    pub life: u64,
+    /// What it says about leases.
+    pub note: Note,
+}
+
+/// A change of this guest that is under way.
+#[derive(Debug)]
+#[must_use = "a change that does not end keeps what it concerns unknown for ever"]
+pub struct OwnChange {
+    pub(super) asked: Asked,
+    pub(super) nodes: Vec<Node>,
+    life: u64,
+}
+
+impl OwnChange {
+    /// When it was asked for.
+    pub fn asked(&self) -> Asked {
+        self.asked
+    }
+
+    /// Whether it was known from the start to be a change of this node.
+    pub fn concerns(&self, node: Node) -> bool {
+        self.nodes.contains(&node)
+    }
+}
+
+/// What is known of a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// A node and its attributes.
+    Node(Node, Attr),
+    /// There is no such name.
+    Absent,
+    /// The gateway must be asked.
+    Unknown,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kept {
+    pub(super) attr: Attr,
+    pub(super) until: Instant,
+    /// When it was asked for.
+    pub(super) asked: Asked,
+}
+
+/// What is known of a node.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) lease: Lease,
+    pub(super) granted: u64,
+    /// The highest stamp of a recall that ended the lease.
+    pub(super) over: u64,
+    /// The highest stamp of any recall of the node.
+    pub(super) void: u64,
+    /// The highest stamp of a recall that made the lease a shared one.
+    pub(super) alone: u64,
+    pub(super) attr: Option<Kept>,
+    /// Changes of this guest under way.
+    pub(super) changing: u32,
+    /// The count of changes when the last one of this node ended.
+    pub(super) changed: u64,
+    /// Whether the kernel may have the attributes for longer than no time.
+    pub(super) told: bool,
+    /// Whether what the kernel may have of the contents (pages, the listing) is what the lease speaks of.
+    pub(super) clean: bool,
+    /// Never the same again when something has spoilt `clean`.
+    pub(super) soiled: u64,
+    /// Time of the last change of the attributes and size when the lease ended, if nothing can have the same and other
+    /// contents.
+    pub(super) last: Option<(Time, u64)>,
+    pub(super) names: Option<Box<Names>>,
+    pub(super) target: Option<Arc<[u8]>>,
+    pub(super) used: bool,
+}
+
+/// Whether the kernel may cache contents: of a file its pages, of a directory its listing.
+fn has_contents(attr: &Attr) -> bool {
+    matches!(attr.mode & S_IFMT, S_IFREG | S_IFDIR)
+}
+
+const S_IFMT: u32 = 0o170_000;
+const S_IFREG: u32 = 0o100_000;
+const S_IFDIR: u32 = 0o040_000;
+
+/// Two changes within this time may leave the same time of change (the coarse clock of a kernel; 10 ms at most).
+const TICK: Duration = Duration::from_millis(100);
+
+impl Held {
+    fn new(changed: u64, floor: u64) -> Held {
+        Held {
+            lease: Lease::None,
+            granted: 0,
+            over: floor,
+            void: floor,
+            alone: floor,
+            attr: None,
+            changing: 0,
+            changed,
+            told: false,
+            clean: false,
+            soiled: 0,
+            last: None,
+            names: None,
+            target: None,
+            used: true,
+        }
+    }
+
+    pub(super) fn leased(&self) -> bool {
+        self.lease != Lease::None
+    }
+
+    pub(super) fn soil(&mut self, mark: u64) {
+        self.clean = false;
+        self.soiled = mark;
+    }
+
+    /// The lease is over, and all that was known with it.
+    pub(super) fn end(&mut self, data: bool, mark: u64, now: Instant) {
+        let settled = |kept: &Kept| {
+            let whole = self.clean && !data && now.saturating_duration_since(kept.asked.at) > TICK;
+            whole.then_some((kept.attr.ctime, kept.attr.size))
+        };
+        self.last = self.attr.as_ref().and_then(settled);
+        self.lease = Lease::None;
+        self.attr = None;
+        self.names = None;
+        self.target = None;
+        self.soil(mark);
+    }
+}
+
+/// All that is known.
+#[derive(Debug)]
+pub struct Table {
+    pub(super) nodes: HashMap<Node, Held>,
+    /// The roots of grants, as found by the mount path.
+    pub(super) roots: HashMap<u16, Node>,
+    pub(super) life: u64,
+    /// Nothing from before this stamp is kept of nodes that are not in the table.
+    pub(super) floor: u64,
+    pub(super) seq: u64,
+    /// The count of changes when the last one of a node ended that is not in the table.
+    pub(super) changed_floor: u64,
+    /// Attributes learnt when fewer changes had ended are not believed.
+    pub(super) attrs_since: u64,
+    keep: Option<Duration>,
+    /// Counts what made contents doubtful.
+    marks: u64,
+    pub(super) most: usize,
+}
+
+impl Default for Table {
+    fn default() -> Table {
+        Table {
+            nodes: HashMap::new(),
+            roots: HashMap::new(),
+            life: 1,
+            floor: 0,
+            seq: 0,
+            changed_floor: 0,
+            attrs_since: 0,
+            keep: None,
+            marks: 0,
+            most: 0,
+        }
+    }
+}
+
+/// Leases that the client keeps at most, whatever the gateway offers.
+const MOST: usize = 64 * 1024;
+
+impl Table {
+    /// The present life: answers of another one are worth nothing.
+    pub fn life(&self) -> u64 {
+        self.life
+    }
+
+    /// Takes over the gateway's terms.
+    pub fn terms(&mut self, life: u64, terms: &LeaseTerms) {
+        if life == self.life {
+            self.keep = Some(Duration::from_millis(terms.keep_ms));
+            self.most = (terms.most as usize).min(MOST);
+        }
+    }
+
+    /// A request is made.
+    pub fn ask(&self, now: Instant) -> Asked {
+        Asked { seq: self.seq, at: now }
+    }
+
+    fn until(&self, asked: Asked) -> Option<Instant> {
+        asked.at.checked_add(self.keep?)
+    }
+
+    pub(super) fn held(&mut self, node: Node) -> &mut Held {
+        let (changed, floor) = (self.changed_floor, self.floor);
+        self.nodes.entry(node).or_insert_with(|| Held::new(changed, floor))
+    }
+
+    /// A number that never comes again.
+    pub(super) fn mark(&mut self) -> u64 {
+        self.marks += 1;
+        self.marks
+    }
+
+    fn void(&self, node: Node) -> u64 {
+        self.nodes.get(&node).map_or(self.floor, |held| held.void)
+    }
+
+    /// Takes over the lease that an answer speaks of; `fresh` if the kernel has nothing of the node at present. Returns
+    /// whether there is one.
+    fn grant(&mut self, heard: &Heard, node: Node, lease: Lease, fresh: bool) -> bool {
+        if lease == Lease::None || heard.life != self.life || self.keep.is_none() {
+            return false;
+        }
+        let stamp = heard.note.stamp;
+        let mark = self.mark();
+        let held = self.held(node);
+        if stamp < held.over {
+            return false;
+        }
+        let first = !held.leased();
+        // Only a recall makes less of a lease.
+        if lease == Lease::Exclusive && stamp >= held.alone {
+            held.lease = Lease::Exclusive;
+        } else if first {
+            held.lease = Lease::Shared;
+        }
+        held.granted = held.granted.max(stamp);
+        held.used = true;
+        if fresh {
+            // Whatever comes into the kernel's cache from here on comes under the lease.
+            held.clean = true;
+        } else if first {
+            held.soil(mark);
+        }
+        true
+    }
+
+    /// An answer tells of a node and, if there is one, of its lease.
+    pub fn learn(&mut self, heard: &Heard, node: Node, lease: Lease, attr: &Attr, fresh: bool) {
+        if !self.grant(heard, node, lease, fresh) {
+            return;
+        }
+        self.keep_attr(heard, node, attr);
+    }
+
+    /// Attributes after a change, where a lease is held already.
+    pub fn learn_after(&mut self, heard: &Heard, node: Node, attr: &Attr) {
+        if heard.life == self.life && self.nodes.get(&node).is_some_and(Held::leased) {
+            self.keep_attr(heard, node, attr);
+        }
+    }
+
+    fn keep_attr(&mut self, heard: &Heard, node: Node, attr: &Attr) {
+        let Some(until) = self.until(heard.asked) else { return };
+        let since = self.attrs_since;
+        let Some(held) = self.nodes.get_mut(&node) else { return };
+        let old = held.changing > 0
+            || held.changed > heard.asked.seq
+            || since > heard.asked.seq
+            || heard.note.stamp < held.void;
+        if old || attr.ino != node.ino {
+            return;
+        }
+        if let Some((ctime, size)) = held.last.take()
+            && (ctime, size) == (attr.ctime, attr.size)
+        {
+            // Nobody has changed it while there was no lease.
+            held.clean = true;
+        }
+        held.attr = Some(Kept { attr: *attr, until, asked: heard.asked });
+    }
+
+    /// The target of a symlink.
+    pub fn learn_target(&mut self, heard: &Heard, node: Node, target: &[u8]) {
+        if heard.life != self.life || heard.note.node == Lease::None {
+            return;
+        }
+        if let Some(held) = self.nodes.get_mut(&node)
+            && held.leased()
+            && heard.note.stamp >= held.void
+        {
+            held.target = Some(target.into());
+        }
+    }
+
+    /// An answer tells what a name stands for.
+    pub fn learn_name(&mut self, heard: &Heard, dir: Node, name: &Name, to: Option<Node>) {
+        let Some(until) = self.until(heard.asked).filter(|_| heard.note.names && heard.life == self.life)
+        else {
+            return;
+        };
+        let seq = self.seq;
+        let Some(held) = self.nodes.get_mut(&dir) else { return };
+        let old = held.changing > 0
+            || held.changed > heard.asked.seq
+            || heard.note.stamp < held.void
+            || !held.leased();
+        if !old {
+            let names = held.names.get_or_insert_default();
+            names.set(name, to.map_or(To::Absent, To::Node), until, seq);
+        }
+    }
+
+    /// A directory was listed from its start to its end by pages of which the first was asked for then, and all names in
+    /// them were learnt; `stamp` is that of the first.
+    pub fn learn_all(&mut self, heard: &Heard, dir: Node, stamp: u64) {
+        let Some(until) = self.until(heard.asked).filter(|_| heard.note.names && heard.life == self.life)
+        else {
+            return;
+        };
+        let seq = self.seq;
+        let Some(held) = self.nodes.get_mut(&dir) else { return };
+        if held.leased() && held.changing == 0 && held.changed <= heard.asked.seq && stamp >= held.void {
+            let names = held.names.get_or_insert_default();
+            if !names.partial {
+                names.complete = Some(until);
+                names.since = seq;
+            }
+        }
+    }
+
+    /// A directory was made by this guest and nobody else can have put anything into it.
+    pub fn learn_empty(&mut self, heard: &Heard, dir: Node) {
+        let (until, seq) = (self.until(heard.asked), self.seq);
+        if let Some(held) = self.nodes.get_mut(&dir)
+            && held.leased()
+            && heard.note.node != Lease::None
+            && heard.life == self.life
+            && heard.note.stamp >= held.void
+            && held.changing == 0
+            && held.names.is_none()
+        {
+            let names = held.names.get_or_insert_default();
+            names.complete = until;
+            names.since = seq;
+        }
+    }
+
+    /// The root of a grant was found by its mount path.
+    pub fn learn_root(&mut self, heard: &Heard, grant: u16, node: Node) {
+        let fine = heard.life == self.life
+            && heard.note.node != Lease::None
+            && heard.note.stamp >= self.void(node)
+            && self.nodes.get(&node).is_some_and(Held::leased);
+        if fine {
+            self.roots.insert(grant, node);
+        }
+    }
+
+    /// The root of a grant and its attributes.
+    pub fn root(&self, grant: u16, now: Instant) -> Option<(Node, Attr)> {
+        let node = *self.roots.get(&grant)?;
+        Some((node, self.attr(node, now)?))
+    }
+
+    /// A change of these nodes by this guest begins: from here to its end nothing is learnt of them.
+    pub fn begin(&mut self, nodes: &[Node], now: Instant) -> OwnChange {
+        let mut concerned: Vec<Node> = nodes.to_vec();
+        concerned.sort_unstable();
+        concerned.dedup();
+        for node in &concerned {
+            self.held(*node).changing += 1;
+        }
+        let asked = self.ask(now);
+        // What is learnt from here on is told apart from what was known before.
+        self.seq += 1;
+        OwnChange { asked, nodes: concerned, life: self.life }
+    }
+
+    /// A change ends, well or not. Attributes of what it concerned are unknown. Returns, for answers that tell the new state,
+    /// when they count as asked for; and which nodes no other change of this guest has touched meanwhile.
+    pub fn end(&mut self, change: &OwnChange) -> (Asked, Vec<Node>) {
+        self.seq += 1;
+        let seq = self.seq;
+        let mut sole = vec![];
+        for node in &change.nodes {
+            let Some(held) = self.nodes.get_mut(node) else {
+                // The table began another life meanwhile.
+                self.changed_floor = seq;
+                continue;
+            };
+            if change.life == self.life {
+                held.changing = held.changing.saturating_sub(1);
+            }
+            // A change that touched something unknown meanwhile may have touched this.
+            if held.changing == 0 && held.changed <= change.asked.seq && self.attrs_since <= change.asked.seq
+            {
+                sole.push(*node);
+            }
+            held.changed = seq;
+            held.attr = None;
+            // The number of a symlink that is removed may be another one's next.
+            held.target = None;
+        }
+        (Asked { seq, at: change.asked.at }, sole)
+    }
+
+    /// What this guest's change made of a name; `None`: that is not known.
+    pub fn changed_name(&mut self, heard: Option<&Heard>, dir: Node, name: &Name, to: Option<Option<Node>>) {
+        let until = heard.and_then(|heard| self.until(heard.asked));
+        let (seq, life) = (self.seq, self.life);
+        let Some(held) = self.nodes.get_mut(&dir) else { return };
+        if !held.leased() {
+            return;
+        }
+        let names = held.names.get_or_insert_default();
+        match (heard, until, to) {
+            (Some(heard), Some(until), Some(to))
+                if heard.life == life
+                    && heard.note.names
+                    && heard.note.stamp >= held.void
+                    && held.changing == 0 =>
+            {
+                names.set(name, to.map_or(To::Absent, To::Node), until, seq);
+            }
+            _ => names.doubt(name, seq),
+        }
+    }
+
+    /// The node that a name stood for during the whole of a change, if that is certain.
+    pub fn stood_for(&self, change: &OwnChange, dir: Node, name: &Name) -> Option<Node> {
+        let held = self.nodes.get(&dir).filter(|held| held.leased() && change.life == self.life)?;
+        let link = held.names.as_ref()?.get(name)?;
+        match link.to {
+            To::Node(node) if link.since <= change.asked.seq => Some(node),
+            _ => None,
+        }
+    }
+
+    /// Whether a name stood for nothing during the whole of a change, for certain.
+    pub fn was_absent(&self, change: &OwnChange, dir: Node, name: &Name) -> bool {
+        let Some(held) = self.nodes.get(&dir).filter(|held| held.leased() && change.life == self.life) else {
+            return false;
+        };
+        let Some(names) = &held.names else { return false };
+        match names.get(name) {
+            Some(link) => link.to == To::Absent && link.since <= change.asked.seq,
+            // A recall would have put the name into the map.
+            None => names.complete.is_some() && names.since <= change.asked.seq,
+        }
+    }
+
+    /// A change of this guest has touched a node that is not known: no attributes are believed any more.
+    pub fn distrust(&mut self) {
+        self.attrs_since = self.seq;
+    }
+
+    /// A change of this guest has touched this node as well.
+    pub fn touched(&mut self, node: Node) {
+        let seq = self.seq;
+        if let Some(held) = self.nodes.get_mut(&node) {
+            held.changed = seq;
+            held.attr = None;
+            held.target = None;
+        } else {
+            self.changed_floor = seq;
+        }
+    }
+
+    /// What is known of a name.
+    pub fn lookup(&mut self, dir: Node, name: &Name, now: Instant) -> Found {
+        let Some(held) = self.nodes.get_mut(&dir).filter(|held| held.leased()) else { return Found::Unknown };
+        held.used = true;
+        let Some(names) = &held.names else { return Found::Unknown };
+        match names.get(name) {
+            Some(link) if link.until <= now || link.to == To::Unknown => Found::Unknown,
+            Some(link) => match link.to {
+                To::Node(node) => self.attr(node, now).map_or(Found::Unknown, |attr| Found::Node(node, attr)),
+                _ => Found::Absent,
+            },
+            None if names.complete.is_some_and(|until| until > now) => Found::Absent,
+            None => Found::Unknown,
+        }
+    }
+
+    /// Attributes, if they are known.
+    pub fn attr(&self, node: Node, now: Instant) -> Option<Attr> {
+        let held = self.nodes.get(&node).filter(|held| held.leased())?;
+        let kept = held.attr.as_ref()?;
+        (kept.until > now && kept.asked.seq >= self.attrs_since).then_some(kept.attr)
+    }
+
+    /// The target of a symlink, if it is known.
+    pub fn target(&self, node: Node, now: Instant) -> Option<Arc<[u8]>> {
+        self.attr(node, now)?;
+        self.nodes.get(&node)?.target.clone()
+    }
+
+    /// Whether a lease is held on a node.
+    pub fn leased(&self, node: Node) -> bool {
+        self.nodes.get(&node).is_some_and(Held::leased)
+    }
+
+    /// Whether an exclusive lease is held on a node.
+    pub fn exclusive(&self, node: Node) -> bool {
+        self.nodes.get(&node).is_some_and(|held| held.lease == Lease::Exclusive)
+    }
+
+    /// Whether what the kernel may have of a node's contents is what the lease speaks of.
+    pub fn clean(&self, node: Node, now: Instant) -> bool {
+        self.attr(node, now).is_some() && self.nodes.get(&node).is_some_and(|held| held.clean)
+    }
+
+    /// Notes that the kernel is told of attributes; returns for how long it may keep them.
+    pub fn tell_attr(&mut self, node: Node, now: Instant) -> Duration {
+        if self.attr(node, now).is_none() {
+            return Duration::ZERO;
+        }
+        match self.nodes.get_mut(&node) {
+            Some(held) if held.clean || held.attr.is_none_or(|kept| !has_contents(&kept.attr)) => {
+                held.told = true;
+                held.used = true;
+                held.attr.map_or(Duration::ZERO, |kept| kept.until.saturating_duration_since(now))
+            }
+            _ => Duration::ZERO,
+        }
+    }
+
+    /// Notes that the kernel is told what a name stands for; returns for how long it may keep that.
+    pub fn tell_name(&mut self, dir: Node, name: &Name, to: Option<Node>, now: Instant) -> Duration {
+        let seq = self.seq;
+        let Some(held) = self.nodes.get_mut(&dir).filter(|held| held.leased() && held.changing == 0) else {
+            return Duration::ZERO;
+        };
+        let Some(names) = held.names.as_mut() else { return Duration::ZERO };
+        let until = match (names.get(name), to) {
+            (Some(link), Some(node)) if link.to == To::Node(node) => Some(link.until),
+            (Some(link), None) if link.to == To::Absent => Some(link.until),
+            (None, None) => names.complete,
+            _ => None,
+        };
+        match until.filter(|until| *until > now) {
+            Some(until) if names.tell(name, until, seq) => until.saturating_duration_since(now),
+            _ => Duration::ZERO,
+        }
+    }
+
+    /// Before the kernel's pages of a node are dropped: `None` if they need not be, or if that would prove nothing because
+    /// there is no lease.
+    pub fn soiled(&self, node: Node) -> Option<u64> {
+        let held = self.nodes.get(&node)?;
+        let matters = held.attr.is_some_and(|kept| has_contents(&kept.attr));
+        (held.leased() && !held.clean && matters).then_some(held.soiled)
+    }
+
+    /// The kernel's pages of a node have been dropped since [`Table::soiled`] gave this.
+    pub fn cleaned(&mut self, node: Node, soiled: u64) {
+        if let Some(held) = self.nodes.get_mut(&node)
+            && held.leased()
+            && held.soiled == soiled
+        {
+            held.clean = true;
+        }
+    }
+
+    /// A node was made by this guest: what is known of another one that had its number is not known of it.
+    pub fn born(&mut self, node: Node) {
+        let mark = self.mark();
+        if let Some(held) = self.nodes.get_mut(&node) {
+            held.attr = None;
+            held.target = None;
+            held.names = None;
+            held.last = None;
+            held.soil(mark);
+        }
+    }
+
+    /// The kernel has nothing of a node at present, and is about to be told of it.
+    pub fn fresh(&mut self, node: Node) {
+        if let Some(held) = self.nodes.get_mut(&node)
+            && held.leased()
+        {
+            held.clean = true;
+        }
+    }
+
+    /// The node that a name stands for, for all that is known.
+    pub fn named(&self, dir: Node, name: &Name) -> Option<Node> {
+        match self.nodes.get(&dir)?.names.as_ref()?.get(name)?.to {
+            To::Node(node) => Some(node),
+            _ => None,
+        }
+    }
+
+    /// How many nodes are in the table.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Whether nothing is.
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
+    /// How many names are in the table.
+    pub fn names(&self) -> usize {
+        self.nodes.values().filter_map(|held| held.names.as_ref()).map(|names| names.len()).sum()
+    }
+}

@@ -1,0 +1,113 @@
+//! The recall thread: gives up what the gateway recalls, and says so. It is neither a reader nor one of the kernel's threads, so
+//! that it may wait a little for the kernel and send.
+
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use strongroom_protocol::attr::Node;
+use strongroom_protocol::lease::Recalled;
+use strongroom_protocol::op::Op;
+
+use super::Shared;
+use super::pending::Pending;
+use crate::lease::Drop;
+use crate::opening;
+
+/// What the recall thread is to do.
+pub(super) enum Task {
+    /// The gateway recalls.
+    Recall { life: u64, id: u64, stamp: u64, items: Vec<Recalled> },
+    /// All leases are lost.
+    Lost { life: u64, id: u64, stamp: u64 },
+    /// All is given up that a recall named.
+    Acknowledge { id: u64 },
+    /// What the kernel has is not under a lease any more.
+    TakeBack(Drop),
+    /// The mount ends.
+    End,
+}
+
+/// How often the table is looked at for what has not been used.
+const SWEEP: Duration = Duration::from_secs(5);
+
+pub(super) fn run(shared: &Arc<Shared>, tasks: &mpsc::Receiver<Task>) {
+    loop {
+        match tasks.recv_timeout(SWEEP) {
+            Ok(Task::Recall { life, id, stamp, items }) => shared.recalled(life, id, stamp, &items),
+            Ok(Task::Lost { life, id, stamp }) => shared.leases_lost(life, id, stamp),
+            Ok(Task::Acknowledge { id }) => shared.send_unanswered(Op::Recalled { id }, vec![]),
+            Ok(Task::TakeBack(drop)) => shared.state.take_back(&drop),
+            Ok(Task::End) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
+            Err(mpsc::RecvTimeoutError::Timeout) => shared.sweep(),
+        }
+    }
+}
+
+impl Shared {
+    fn recalled(self: &Arc<Self>, life: u64, id: u64, stamp: u64, items: &[Recalled]) {
+        let mut drop = Drop::default();
+        {
+            let grants = self.state.grants.read();
+            let mut table = self.state.leases.table();
+            if table.life() != life {
+                return;
+            }
+            let now = Instant::now();
+            for item in items {
+                // Of another contract's grant nothing is known.
+                if let Some(node) = grants.from_wire(item.node) {
+                    table.recall(stamp, node, &item.what, now, &mut drop);
+                }
+            }
+        }
+        self.acknowledge(drop, id);
+    }
+
+    fn leases_lost(self: &Arc<Self>, life: u64, id: u64, stamp: u64) {
+        let drop = {
+            let mut table = self.state.leases.table();
+            if table.life() != life {
+                return;
+            }
+            let mut drop = table.lost(stamp, Instant::now());
+            drop.open = self.state.handles.lock().lazy(&|_| true).iter().map(|file| file.node).collect();
+            drop
+        };
+        self.settings.journal.note("the gateway took all leases back, because an answer was late");
+        self.acknowledge(drop, id);
+    }
+
+    fn acknowledge(self: &Arc<Self>, drop: Drop, id: u64) {
+        self.state.take_back(&drop);
+        {
+            let mut nodes = self.state.nodes.lock();
+            for node in drop.over {
+                if !nodes.knows(node) {
+                    nodes.never_told(node);
+                }
+            }
+        }
+        let lazy: Vec<Node> = {
+            let handles = self.state.handles.lock();
+            drop.open.into_iter().filter(|node| handles.lazy_of(*node)).collect()
+        };
+        if lazy.is_empty() {
+            return self.send_unanswered(Op::Recalled { id }, vec![]);
+        }
+        let shared = self.clone();
+        let asker = self.clone();
+        let submit: opening::Submit = Arc::new(move |call| asker.submit(Pending::new(call)));
+        opening::ensure_all(&submit, &self.state, &|node| lazy.contains(&node), move || {
+            // Readers never send. The thread is gone only when the mount ends.
+            let _ = shared.recalls.send(Task::Acknowledge { id });
+        });
+    }
+
+    fn sweep(&self) {
+        let drop = self.state.leases.table().sweep();
+        if drop != Drop::default() {
+            self.state.take_back(&drop);
+        }
+    }
+}

@@ -1,0 +1,398 @@
+//! The leases on one node.
+
+use std::collections::HashMap;
+
+use parking_lot::{Mutex, MutexGuard};
+use strongroom_protocol::lease::{Lease, What};
+use strongroom_protocol::name::Name;
+
+/// Holders from which on they are found by hashing.
+const MANY: usize = 16;
+/// Names that a holder is told of one by one without having looked; then it loses the lease.
+const MOST_TOLD: u8 = 16;
+
+/// Who holds a lease: a session, by one of its grants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Key(u64);
+
+impl Key {
+    /// Sessions are numbered from 1 and never reach 2^48.
+    pub(crate) fn new(session: u64, grant: u16) -> Key {
+        Key(session << 16 | u64::from(grant))
+    }
+
+    pub(crate) fn session(self) -> u64 {
+        self.0 >> 16
+    }
+
+    pub(crate) fn grant(self) -> u16 {
+        (self.0 & 0xffff) as u16
+    }
+
+    /// Several.
+    const MIXED: Key = Key(u64::MAX);
+}
+
+/// What an operation would like to hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wish {
+    /// Only what is held already.
+    Touch,
+    /// Whatever lets reads be kept.
+    Read,
+    /// If possible, that nobody else holds anything.
+    Write,
+}
+
+/// What a change concerns.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Change<'a> {
+    /// A name in a directory.
+    Name(&'a [u8]),
+    /// Everything.
+    All { data: bool, open: bool },
+}
+
+impl Change<'_> {
+    /// What holders are told; `None` for a name that cannot be one.
+    pub(super) fn what(&self) -> What {
+        match self {
+            Change::Name(name) => match Name::new(name) {
+                Ok(name) => What::Name(name),
+                Err(_) => What::All { data: false, open: false },
+            },
+            Change::All { data, open } => What::All { data: *data, open: *open },
+        }
+    }
+}
+
+/// Whether who was told `told` need not be told `wanted`.
+pub(super) fn covers(told: &What, wanted: &What) -> bool {
+    match (told, wanted) {
+        (What::All { data, open }, What::All { data: d, open: o }) => (*data || !*d) && (*open || !*o),
+        (What::All { .. }, _) => true,
+        (told, wanted) => told == wanted,
+    }
+}
+
+/// A lease.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Holder {
+    pub(super) key: Key,
+    /// The number of the grant in the session: what was held before an operation began has a lower one.
+    pub(super) since: u64,
+    /// Its place in the session's table.
+    pub(super) slot: u32,
+    pub(super) exclusive: bool,
+    /// Used since the table was last looked over.
+    pub(super) used: bool,
+    /// All of it is being recalled.
+    pub(super) going: bool,
+    /// It is being made a shared one.
+    pub(super) sharing: bool,
+    /// Names that it was told of since it last looked.
+    pub(super) told: u8,
+}
+
+impl Holder {
+    pub(super) fn lease(&self) -> Lease {
+        if self.exclusive && !self.sharing { Lease::Exclusive } else { Lease::Shared }
+    }
+
+    /// What it is to be told of a change.
+    pub(super) fn is_told(&mut self, change: &Change<'_>) -> What {
+        if let Change::Name(_) = change {
+            self.told = self.told.saturating_add(1);
+            if self.told > MOST_TOLD {
+                return What::All { data: false, open: false };
+            }
+        }
+        change.what()
+    }
+}
+
+#[derive(Default)]
+#[expect(clippy::box_collection, reason = "every node has one of these, and hardly any has many holders")]
+enum Holders {
+    #[default]
+    None,
+    One(Holder),
+    Few(Vec<Holder>),
+    Many(Box<HashMap<Key, Holder>>),
+}
+
+/// The leases on one node, and the operations that are about to break them.
+#[derive(Default)]
+pub(super) struct State {
+    holders: Holders,
+    /// Operations that change the node.
+    changing: u32,
+    /// Operations that need what is exclusive to be shared.
+    sharing: u32,
+    /// By whom it is being changed, if `changing`.
+    by: Option<Key>,
+    /// The only holder has an exclusive lease.
+    exclusive: bool,
+    /// It has ever been changed, or was about to be, since the gateway knows of it.
+    changed: bool,
+}
+
+impl State {
+    /// Whether somebody else changes the node.
+    pub(super) fn changed_by_others(&self, key: Key) -> bool {
+        self.changing > 0 && self.by != Some(key)
+    }
+
+    pub(super) fn begin_change(&mut self, key: Key) {
+        if self.changing == 0 {
+            self.by = Some(key);
+        } else if self.by != Some(key) {
+            self.by = Some(Key::MIXED);
+        }
+        self.changing += 1;
+        self.changed = true;
+    }
+
+    pub(super) fn end_change(&mut self) {
+        self.changing = self.changing.saturating_sub(1);
+    }
+
+    pub(super) fn begin_sharing(&mut self) {
+        self.sharing += 1;
+    }
+
+    pub(super) fn end_sharing(&mut self) {
+        self.sharing = self.sharing.saturating_sub(1);
+    }
+
+    pub(super) fn get(&mut self, key: Key) -> Option<&mut Holder> {
+        match &mut self.holders {
+            Holders::None => None,
+            Holders::One(one) => Some(one).filter(|one| one.key == key),
+            Holders::Few(few) => few.iter_mut().find(|holder| holder.key == key),
+            Holders::Many(many) => many.get_mut(&key),
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        match &self.holders {
+            Holders::None => 0,
+            Holders::One(_) => 1,
+            Holders::Few(few) => few.len(),
+            Holders::Many(many) => many.len(),
+        }
+    }
+
+    /// The holder of an exclusive lease, if it is not `key`.
+    pub(super) fn exclusive_other(&mut self, key: Key) -> Option<&mut Holder> {
+        if !self.exclusive {
+            return None;
+        }
+        match &mut self.holders {
+            Holders::One(one) => Some(one).filter(|one| one.key != key),
+            _ => None,
+        }
+    }
+
+    /// Whether a lease could be exclusive now, for its only holder or the first.
+    pub(super) fn may_be_exclusive(&mut self, key: Key) -> bool {
+        let alone = self.len() == 0 || (self.len() == 1 && self.get(key).is_some());
+        alone && self.sharing == 0 && !self.changed_by_others(key)
+    }
+
+    /// Makes the only lease exclusive, which is a new one of this number.
+    pub(super) fn make_exclusive(&mut self, since: u64) {
+        if let Holders::One(one) = &mut self.holders
+            && !one.going
+            && !one.sharing
+        {
+            (one.exclusive, one.since) = (true, since);
+            self.exclusive = true;
+        }
+    }
+
+    /// Makes an exclusive lease shared.
+    pub(super) fn make_shared(&mut self, key: Key, since: u64) {
+        if let Some(holder) = self.get(key).filter(|holder| holder.sharing && holder.since == since) {
+            (holder.sharing, holder.exclusive) = (false, false);
+            self.exclusive = false;
+        }
+    }
+
+    /// Adds a holder that is not there yet.
+    pub(super) fn add(&mut self, holder: Holder) {
+        self.exclusive = false;
+        self.holders = match std::mem::take(&mut self.holders) {
+            Holders::None => Holders::One(holder),
+            Holders::One(one) => Holders::Few(vec![one, holder]),
+            Holders::Few(mut few) if few.len() < MANY => {
+                few.push(holder);
+                Holders::Few(few)
+            }
+            Holders::Few(few) => Holders::Many(Box::new(
+                few.into_iter().chain([holder]).map(|holder| (holder.key, holder)).collect(),
+            )),
+            Holders::Many(mut many) => {
+                many.insert(holder.key, holder);
+                Holders::Many(many)
+            }
+        };
+    }
+
+    pub(super) fn remove(&mut self, key: Key) -> Option<Holder> {
+        let (left, removed) = match std::mem::take(&mut self.holders) {
+            Holders::None => (Holders::None, None),
+            Holders::One(one) if one.key == key => {
+                self.exclusive = false;
+                (Holders::None, Some(one))
+            }
+            Holders::One(one) => (Holders::One(one), None),
+            Holders::Few(mut few) => {
+                let at = few.iter().position(|holder| holder.key == key);
+                let removed = at.map(|at| few.swap_remove(at));
+                match (few.len(), few.first()) {
+                    (1, Some(last)) => (Holders::One(*last), removed),
+                    _ => (Holders::Few(few), removed),
+                }
+            }
+            Holders::Many(mut many) => {
+                let removed = many.remove(&key);
+                if many.len() <= MANY / 2 {
+                    (Holders::Few(many.into_values().collect()), removed)
+                } else {
+                    (Holders::Many(many), removed)
+                }
+            }
+        };
+        self.holders = left;
+        removed
+    }
+
+    /// Everybody but `key`.
+    pub(super) fn for_others(&mut self, key: Key, act: impl FnMut(&mut Holder)) {
+        match &mut self.holders {
+            Holders::None => {}
+            Holders::One(one) => Some(one).into_iter().filter(|one| one.key != key).for_each(act),
+            Holders::Few(few) => few.iter_mut().filter(|holder| holder.key != key).for_each(act),
+            Holders::Many(many) => {
+                many.values_mut().filter(|holder| holder.key != key).for_each(act);
+            }
+        }
+    }
+}
+
+/// The leases on one node.
+#[derive(Default)]
+pub(crate) struct NodeLeases(Mutex<State>);
+
+impl NodeLeases {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock()
+    }
+
+    /// Whether nothing of it was changed through the gateway since the gateway knows of it.
+    pub(crate) fn is_pristine(&self) -> bool {
+        !self.0.lock().changed
+    }
+
+    /// Whether anybody but `key` holds a lease.
+    pub(crate) fn has_others(&self, key: Key) -> bool {
+        let mut state = self.0.lock();
+        let own = usize::from(state.get(key).is_some());
+        state.len() > own
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn holder(session: u64) -> Holder {
+        Holder {
+            key: Key::new(session, 3),
+            since: 0,
+            slot: 0,
+            exclusive: false,
+            used: false,
+            going: false,
+            sharing: false,
+            told: 0,
+        }
+    }
+
+    #[test]
+    fn holders_come_and_go_in_any_number() {
+        let mut state = State::default();
+        for round in 0..2 {
+            for n in 1..=100 {
+                state.add(holder(n));
+                assert_eq!(state.len(), n as usize);
+                assert!(state.get(Key::new(n, 3)).is_some() && state.get(Key::new(n, 2)).is_none());
+            }
+            for n in 1..=100 {
+                let key = Key::new(if round == 0 { n } else { 101 - n }, 3);
+                let mut others = 0;
+                state.for_others(key, |_| others += 1);
+                assert_eq!(others, 100 - n);
+                assert_eq!(state.remove(key).map(|holder| holder.key), Some(key));
+                assert!(state.remove(key).is_none());
+            }
+            assert_eq!(state.len(), 0);
+        }
+    }
+
+    #[test]
+    fn an_exclusive_lease_has_no_company() {
+        let (mine, theirs) = (Key::new(1, 3), Key::new(2, 3));
+        let mut state = State::default();
+        assert!(state.may_be_exclusive(mine));
+        state.add(holder(1));
+        state.make_exclusive(7);
+        assert!(state.exclusive_other(theirs).is_some() && state.exclusive_other(mine).is_none());
+        state.get(mine).unwrap().sharing = true;
+        assert_eq!(state.get(mine).unwrap().lease(), Lease::Shared);
+        state.make_shared(mine, 6);
+        assert!(state.exclusive_other(theirs).is_some(), "that was another one");
+        state.make_shared(mine, 7);
+        assert!(state.exclusive_other(theirs).is_none());
+        state.begin_sharing();
+        assert!(!state.may_be_exclusive(mine));
+        state.end_sharing();
+        assert!(state.may_be_exclusive(mine));
+        state.begin_change(theirs);
+        assert!(!state.may_be_exclusive(mine));
+        state.begin_change(mine);
+        state.end_change();
+        assert!(state.changed_by_others(mine) && state.changed_by_others(theirs), "not known whose is left");
+        state.end_change();
+        assert!(state.may_be_exclusive(mine));
+        state.add(holder(2));
+        assert!(!state.may_be_exclusive(mine));
+    }
+
+    #[test]
+    fn a_recall_covers_what_is_weaker() {
+        let all = |data, open| What::All { data, open };
+        let name = |text: &[u8]| What::Name(Name::new(text).unwrap());
+        assert!(covers(&all(true, true), &all(false, true)) && !covers(&all(false, true), &all(true, true)));
+        assert!(covers(&all(false, false), &name(b"a")) && covers(&all(false, false), &What::Shared));
+        assert!(covers(&name(b"a"), &name(b"a")) && !covers(&name(b"a"), &name(b"b")));
+        assert!(!covers(&What::Shared, &all(false, false)));
+    }
+
+    #[test]
+    fn who_never_looks_is_told_of_names_only_so_often() {
+        let mut holder = holder(1);
+        for _ in 0..MOST_TOLD {
+            assert!(matches!(holder.is_told(&Change::Name(b"a")), What::Name(_)));
+        }
+        assert_eq!(holder.is_told(&Change::Name(b"a")), What::All { data: false, open: false });
+    }
+
+    #[test]
+    fn a_lease_takes_few_bytes() {
+        // Stated in docs/performance.md.
+        assert_eq!(size_of::<Holder>(), 32);
+        assert_eq!(size_of::<NodeLeases>(), 72);
+    }
+}

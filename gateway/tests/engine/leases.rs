@@ -1,0 +1,635 @@
+//! Leases: what is given to whom, and that nothing changes before those who keep it have let go.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use strongroom_contracts::{Grant, Rights};
+use strongroom_gateway::engine::{EngineOptions, LeaseOptions, SessionBounds, Teller};
+use strongroom_protocol::attr::{Attr, Node, OpenFlags, SetAttr};
+use strongroom_protocol::codec;
+use strongroom_protocol::lease::{Lease, Note, Recalled, What};
+use strongroom_protocol::op::{Op, RenameMode};
+use strongroom_protocol::readdir::entries;
+use strongroom_protocol::reply::{Event, Failure, Outcome};
+
+use crate::support::*;
+
+/// A hang guard.
+const LONG: Duration = Duration::from_secs(60);
+const ALL: What = What::All { data: false, open: false };
+
+struct Inbox(Mutex<Sender<(Event, Vec<u8>)>>);
+
+impl Teller for Inbox {
+    fn tell(&self, event: Event, data: Vec<u8>, _: bool) {
+        let _ = self.0.lock().unwrap().send((event, data));
+    }
+}
+
+/// A guest that takes leases.
+struct Taker {
+    guest: Guest,
+    inbox: Receiver<(Event, Vec<u8>)>,
+}
+
+impl std::ops::Deref for Taker {
+    type Target = Guest;
+
+    fn deref(&self) -> &Guest {
+        &self.guest
+    }
+}
+
+/// Recalls are waited for `recall`.
+fn world(recall: Duration) -> World {
+    let leases = LeaseOptions { recall, ..LeaseOptions::default() };
+    let world = World::with(EngineOptions { leases, ..EngineOptions::default() });
+    world.dirs(&["a/dir/sub"]);
+    world.file("a/f", b"0123456789");
+    world
+}
+
+fn taker_of(world: &World, grants: Vec<Grant>, most: usize) -> Taker {
+    let bounds = SessionBounds { leases: most, ..SessionBounds::default() };
+    let guest = world.bounded(grants, bounds, &[]);
+    let (sender, inbox) = channel();
+    guest.session.answer_to(Arc::new(Inbox(Mutex::new(sender))));
+    assert!(matches!(guest.ask(&Op::TakeLeases), Outcome::Terms(_)));
+    Taker { guest, inbox }
+}
+
+fn whole() -> Vec<Grant> {
+    vec![grant("a", "/a", Rights::READ_WRITE)]
+}
+
+fn taker(world: &World) -> Taker {
+    taker_of(world, whole(), 1000)
+}
+
+impl Taker {
+    fn noted(&self, op: &Op) -> (Outcome, Note) {
+        let (done, _) = self.done(op, b"");
+        (done.outcome, done.note)
+    }
+
+    fn find(&self, parent: Node, text: &str) -> (Outcome, Note) {
+        self.noted(&Op::Lookup { parent, name: name(text) })
+    }
+
+    /// Takes a lease on a node by looking at it.
+    fn look(&self, node: Node) -> Note {
+        let note = self.noted(&Op::Getattr { node, handle: None }).1;
+        assert_ne!(note.node, Lease::None);
+        note
+    }
+
+    /// The next recall: its number and what it says.
+    fn recall(&self) -> (u64, Vec<Recalled>) {
+        match self.inbox.recv_timeout(LONG).expect("a recall") {
+            (Event::Recall { id, .. }, data) => (id, codec::decode_list(&data).unwrap()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn answer(&self, id: u64) {
+        assert_eq!(self.ask(&Op::Recalled { id }), Outcome::Done);
+    }
+
+    /// Answers everything, until the returned guard is dropped.
+    fn answering(self) -> Answering {
+        let over = Arc::new(AtomicBool::new(false));
+        let (stop, guest) = (over.clone(), self.guest.copy());
+        let thread = std::thread::spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                if let Ok((Event::Recall { id, .. } | Event::LeasesLost { id, .. }, _)) =
+                    self.inbox.recv_timeout(Duration::from_millis(1))
+                {
+                    self.guest.ask(&Op::Recalled { id });
+                }
+            }
+        });
+        Answering { guest, over, thread: Some(thread) }
+    }
+}
+
+struct Answering {
+    guest: Guest,
+    over: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        let ended = self.thread.take().unwrap().join();
+        assert!(ended.is_ok() || std::thread::panicking());
+    }
+}
+
+impl Guest {
+    fn copy(&self) -> Guest {
+        Guest {
+            engine: self.engine.clone(),
+            session: self.session.clone(),
+            turnstile: self.turnstile.clone(),
+        }
+    }
+
+    /// Carries something out on another thread; the receiver hears when it is done.
+    fn beside(&self, op: Op) -> Receiver<Option<(Outcome, Note)>> {
+        let (guest, (done, heard)) = (self.copy(), channel());
+        std::thread::spawn(move || {
+            let _ = done.send(guest.try_done(&op, b"").map(|(done, _)| (done.outcome, done.note)));
+        });
+        heard
+    }
+}
+
+fn chmod(node: Node) -> Op {
+    let set = SetAttr { mode: Some(0o600), ..SetAttr::default() };
+    Op::Setattr { node, handle: None, set, by: BY }
+}
+
+fn is_pending<T>(heard: &Receiver<T>) -> bool {
+    heard.recv_timeout(Duration::from_millis(30)).is_err()
+}
+
+#[test]
+fn who_does_not_take_leases_gets_none_and_who_may_not_list_neither() {
+    let world = world(LONG);
+    let plain = world.guest(whole());
+    let root = plain.root(0);
+    let (done, _) = plain.done(&Op::Getattr { node: root, handle: None }, b"");
+    assert_eq!((done.note.node, done.note.names), (Lease::None, false));
+    let drop_box = taker_of(&world, vec![grant("a", "/a", Rights::DROP_BOX)], 10);
+    let root = drop_box.root(0);
+    let op = Op::Create { parent: root, name: name("own"), mode: 0o600, flags: WRITE, by: BY };
+    let (outcome, note) = drop_box.noted(&op);
+    created(outcome);
+    assert_eq!(note, Note { stamp: note.stamp, ..Note::default() });
+    assert_eq!(drop_box.session.counters().leases, 0);
+}
+
+#[test]
+fn every_way_of_reading_gives_a_lease() {
+    let world = world(LONG);
+    let taker = taker(&world);
+    let (root, note) = taker.noted(&Op::Resolve { grant: 0, ino: 0 });
+    let root = entry(root).node;
+    assert_eq!(note.node, Lease::Shared);
+    // Under the lease of the directory, names and their absence may be kept.
+    let (found, note) = taker.find(root, "dir");
+    let dir = entry(found).node;
+    assert_eq!((note.node, note.names), (Lease::Shared, true));
+    let (missing, note) = taker.find(dir, "none");
+    assert_eq!((missing, note.names), (errno(libc::ENOENT), true));
+    let file = entry(taker.find(root, "f").0).node;
+    assert_eq!(taker.noted(&Op::Open { node: file, flags: READ }).1.node, Lease::Shared);
+    // Nobody else has it.
+    assert_eq!(taker.noted(&Op::Open { node: file, flags: WRITE }).1.node, Lease::Exclusive);
+    assert_eq!(taker.look(file).node, Lease::Exclusive);
+    let op = Op::Create { parent: root, name: name("new"), mode: 0o600, flags: BOTH, by: BY };
+    let (made, note) = taker.noted(&op);
+    let (handle, new) = created(made);
+    assert_eq!((note.node, note.names), (Lease::Exclusive, true));
+    assert_eq!(note.after.map(|attr| attr.ino), Some(root.ino));
+    let (done, _) = taker.done(&Op::Write { handle, offset: 0 }, b"abc");
+    assert_eq!((done.note.node, done.note.after.map(|attr| attr.size)), (Lease::Exclusive, Some(3)));
+    assert_eq!(
+        taker.noted(&Op::Mkdir { parent: root, name: name("d"), mode: 0o700, by: BY }).1.node,
+        Lease::Shared
+    );
+    let list = opened(taker.ask(&Op::Opendir { node: root }));
+    let (done, data) =
+        taker.done(&Op::Readdir { handle: list, cookie: 0, max_bytes: 65_536, plus: true }, b"");
+    assert_eq!((done.note.node, done.note.names), (Lease::Shared, true));
+    assert!(entries(&data).all(|entry| entry.unwrap().leased));
+    let flags = OpenFlags { read: true, ..OpenFlags::default() };
+    let (done, data) = taker.done(&Op::OpenRead { node: new.node, flags, offset: 1, length: 9 }, b"");
+    opened(done.outcome);
+    assert_eq!((done.note.node, &*data), (Lease::Exclusive, &b"bc"[..]));
+    let (gone, note) = taker.noted(&Op::Unlink { parent: root, name: name("new") });
+    assert_eq!((gone, note.after.map(|attr| attr.ino)), (Outcome::Done, Some(root.ino)));
+    assert!(taker.inbox.try_recv().is_err(), "nobody is told of what he does himself");
+}
+
+/// What another session holds is recalled for each kind of change, and not before the answer is the change made.
+#[test]
+fn a_change_waits_for_those_who_keep_what_it_replaces() {
+    struct Case {
+        op: fn(&Guest, Node, Node) -> Op,
+        recalled: fn(Node, Node) -> Vec<(Node, What)>,
+    }
+    let cases = [
+        Case { op: |_, _, file| chmod(file), recalled: |_, file| vec![(file, ALL)] },
+        Case {
+            op: |_, root, _| Op::Mkdir { parent: root, name: name("new"), mode: 0o700, by: BY },
+            recalled: |root, _| vec![(root, What::Name(name("new")))],
+        },
+        Case {
+            op: |_, root, _| Op::Unlink { parent: root, name: name("f") },
+            recalled: |root, file| {
+                vec![(root, What::Name(name("f"))), (file, What::All { data: false, open: true })]
+            },
+        },
+        Case {
+            op: |_, root, _| Op::Rename {
+                parent: root,
+                name: name("f"),
+                new_parent: root,
+                new_name: name("g"),
+                mode: RenameMode::Replace,
+            },
+            recalled: |root, file| {
+                vec![(root, What::Name(name("f"))), (root, What::Name(name("g"))), (file, ALL)]
+            },
+        },
+        Case {
+            op: |_, root, file| Op::Link { node: file, parent: root, name: name("g") },
+            recalled: |root, file| vec![(root, What::Name(name("g"))), (file, ALL)],
+        },
+        Case {
+            op: |guest, _, file| {
+                let handle = opened(guest.open(file, WRITE));
+                Op::Fallocate { handle, mode: 0, offset: 0, length: 100 }
+            },
+            recalled: |_, file| vec![(file, What::All { data: true, open: false })],
+        },
+        Case {
+            op: |_, _, file| Op::Open { node: file, flags: OpenFlags { truncate: true, ..WRITE } },
+            recalled: |_, file| vec![(file, What::All { data: true, open: false })],
+        },
+        Case {
+            op: |_, root, _| Op::Create {
+                parent: root,
+                name: name("f"),
+                mode: 0,
+                flags: OpenFlags { truncate: true, ..WRITE },
+                by: BY,
+            },
+            recalled: |_, file| vec![(file, What::All { data: true, open: false })],
+        },
+    ];
+    for (number, case) in cases.into_iter().enumerate() {
+        let world = world(LONG);
+        let (keeper, changer) = (taker(&world), taker(&world));
+        let root = keeper.root(0);
+        let file = keeper.node(0, "f");
+        assert_eq!((changer.root(0), changer.node(0, "f")), (root, file));
+        let op = (case.op)(&changer, root, file);
+        let before = tree(&world);
+        let heard = changer.beside(op);
+        let (id, mut items) = keeper.recall();
+        let mut wanted: Vec<_> =
+            (case.recalled)(root, file).into_iter().map(|(node, what)| Recalled { node, what }).collect();
+        let key = |item: &Recalled| format!("{item:?}");
+        items.sort_by_key(key);
+        wanted.sort_by_key(key);
+        assert_eq!(items, wanted, "case {number}");
+        assert!(is_pending(&heard), "case {number} did not wait");
+        assert_eq!(tree(&world), before, "case {number} was applied before the answer");
+        // Meanwhile nothing new may be kept.
+        for item in &items {
+            let (_, note) = keeper.noted(&Op::Getattr { node: item.node, handle: None });
+            assert_eq!(note.node, Lease::None, "case {number}");
+        }
+        assert!(!keeper.find(root, "f").1.names || !items.iter().any(|item| item.node == root));
+        keeper.answer(id);
+        let (outcome, _) = heard.recv_timeout(LONG).unwrap().unwrap();
+        assert!(!matches!(outcome, Outcome::Failed(_)), "case {number}: {outcome:?}");
+        assert_ne!(tree(&world), before);
+    }
+}
+
+/// Names, modes and sizes.
+fn tree(world: &World) -> Vec<String> {
+    use std::os::unix::fs::MetadataExt;
+    let list = std::fs::read_dir(world.path("a")).unwrap().map(|entry| entry.unwrap());
+    let mut all: Vec<_> = list
+        .map(|entry| {
+            let meta = entry.metadata().unwrap();
+            format!("{:?} {:o} {} {}", entry.file_name(), meta.mode(), meta.size(), meta.nlink())
+        })
+        .collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn what_is_exclusive_is_shared_before_another_reads() {
+    type Read = fn(&Guest, Node, Node) -> Op;
+    let reads: [Read; 6] = [
+        |_, _, file| Op::Getattr { node: file, handle: None },
+        |_, root, _| Op::Lookup { parent: root, name: name("f") },
+        |_, _, file| Op::Open { node: file, flags: READ },
+        |_, _, file| Op::OpenRead { node: file, flags: READ, offset: 0, length: 4 },
+        |_, _, file| Op::Getxattr { node: file },
+        |guest, root, _| {
+            let handle = opened(guest.ask(&Op::Opendir { node: root }));
+            Op::Readdir { handle, cookie: 0, max_bytes: 65_536, plus: true }
+        },
+    ];
+    for (number, read) in reads.into_iter().enumerate() {
+        for leases in [false, true] {
+            let world = world(LONG);
+            let writer = taker(&world);
+            let root = writer.root(0);
+            let keeper = leases.then(|| taker(&world));
+            let reader = keeper.as_ref().map_or_else(|| world.guest(whole()), |keeper| keeper.guest.copy());
+            let file = reader.node(0, "f");
+            assert_eq!(reader.root(0), root);
+            assert_eq!(writer.node(0, "f"), file);
+            let handle = opened(writer.open(file, WRITE));
+            if let Some(keeper) = &keeper {
+                // The reader's own lease went with the first write.
+                let heard = writer.beside(Op::Fallocate { handle, mode: 0, offset: 0, length: 11 });
+                keeper.answer(keeper.recall().0);
+                let (_, note) = heard.recv_timeout(LONG).unwrap().unwrap();
+                assert_eq!(note.node, Lease::Exclusive);
+            }
+            assert_eq!(writer.look(file).node, Lease::Exclusive);
+            let op = read(&reader, root, file);
+            let op = if let Op::Getxattr { node } = op { Op::Listxattr { node } } else { op };
+            let heard = reader.beside(op);
+            let (id, items) = writer.recall();
+            assert_eq!(items, [Recalled { node: file, what: What::Shared }], "read {number}");
+            assert!(is_pending(&heard), "read {number} did not wait");
+            // What the client had answered already is sent first.
+            let (done, _) = writer.done(&Op::Write { handle, offset: 0 }, b"late");
+            assert_eq!(done.outcome, Outcome::Written { count: 4, size: if leases { 11 } else { 10 } });
+            assert_ne!(done.note.node, Lease::Exclusive);
+            writer.answer(id);
+            let (outcome, _) = heard.recv_timeout(LONG).unwrap().unwrap();
+            assert!(!matches!(outcome, Outcome::Failed(_)), "read {number}: {outcome:?}");
+            assert_eq!(writer.look(file).node, Lease::Shared);
+        }
+    }
+}
+
+#[test]
+fn who_does_not_answer_loses_everything_and_later_for_longer() {
+    let world = world(Duration::from_millis(50));
+    let (silent, changer) = (taker(&world), world.guest(whole()));
+    let (root, file) = (silent.root(0), silent.node(0, "f"));
+    changer.root(0);
+    changer.node(0, "f");
+    assert!(silent.session.counters().leases > 1);
+    let began = Instant::now();
+    attr(changer.ask(&chmod(file)));
+    assert!(began.elapsed() >= Duration::from_millis(50));
+    let (id, _) = silent.recall();
+    // Asked again half-way.
+    assert_eq!(silent.recall().0, id);
+    let Ok((Event::LeasesLost { id: lost, .. }, _)) = silent.inbox.recv_timeout(LONG) else { panic!() };
+    assert_eq!(silent.session.counters().leases, 0);
+    let lease = |taker: &Taker| taker.noted(&Op::Getattr { node: root, handle: None }).1.node;
+    assert_eq!(lease(&silent), Lease::None);
+    // An answer that is too late is none.
+    silent.answer(id);
+    assert_eq!(lease(&silent), Lease::None);
+    silent.answer(lost);
+    assert_eq!(lease(&silent), Lease::Shared);
+    silent.look(file);
+    // The second time it gets none for a while, whatever it answers; nor do other sessions under its contract.
+    attr(changer.ask(&chmod(file)));
+    silent.recall();
+    silent.recall();
+    let Ok((Event::LeasesLost { id: lost, .. }, _)) = silent.inbox.recv_timeout(LONG) else { panic!() };
+    silent.answer(lost);
+    assert_eq!(lease(&silent), Lease::None);
+    let other = taker(&world);
+    assert_eq!(other.root(0), root);
+    assert_eq!(lease(&other), Lease::None);
+    attr(changer.ask(&chmod(file)));
+    assert!(silent.inbox.try_recv().is_err());
+}
+
+#[test]
+fn a_fence_ends_the_waiting_and_the_change_is_not_made() {
+    let world = world(LONG);
+    let (keeper, changer) = (taker(&world), taker(&world));
+    keeper.node(0, "f");
+    let root = keeper.root(0);
+    changer.root(0);
+    let heard = changer.beside(Op::Unlink { parent: root, name: name("f") });
+    let (id, _) = keeper.recall();
+    changer.turnstile.fence();
+    let fenced = heard.recv_timeout(LONG).unwrap().unwrap().0;
+    assert_eq!(fenced, Outcome::Failed(Failure::Fenced));
+    changer.turnstile.drain(None);
+    changer.session.close();
+    assert!(world.path("a/f").exists());
+    // The mark is gone with the operation, and an answer to what nobody waits for does no harm.
+    keeper.answer(id);
+    assert!(keeper.find(root, "f").1.names);
+    // The other way round: a holder that is fenced is waited for no longer.
+    let other = world.guest(whole());
+    other.root(0);
+    let heard = other.beside(Op::Unlink { parent: root, name: name("f") });
+    keeper.recall();
+    assert!(is_pending(&heard));
+    keeper.turnstile.fence();
+    keeper.turnstile.drain(None);
+    keeper.session.close();
+    assert_eq!(heard.recv_timeout(LONG).unwrap().unwrap().0, Outcome::Done);
+}
+
+#[test]
+fn two_who_change_the_same_directory_never_wait_for_each_other() {
+    let world = world(LONG);
+    let began = Instant::now();
+    let takers = [taker(&world).answering(), taker(&world).answering()];
+    std::thread::scope(|scope| {
+        for (which, taker) in takers.iter().enumerate() {
+            for thread in 0..2 {
+                let guest = taker.guest.copy();
+                scope.spawn(move || {
+                    let root = guest.root(0);
+                    for n in 0..200 {
+                        let own = format!("{which}-{thread}-{n}");
+                        let (handle, _) = created(guest.create(root, &own, WRITE));
+                        written(guest.write(handle, 0, b"x"));
+                        guest.lookup(root, "0-0-0");
+                        assert_eq!(guest.release(handle), Outcome::Done);
+                        let to = format!("moved-{own}");
+                        assert_eq!(
+                            guest.rename((root, &own), (root, &to), RenameMode::Replace),
+                            Outcome::Done
+                        );
+                        assert_eq!(guest.unlink(root, &to), Outcome::Done);
+                        // One name that all fight for.
+                        if let Outcome::Created(handle, _) = guest.create(root, "common", WRITE) {
+                            guest.write(handle, 0, b"x");
+                            guest.release(handle);
+                        }
+                        guest.unlink(root, "common");
+                    }
+                });
+            }
+        }
+    });
+    assert!(began.elapsed() < LONG, "somebody was waited for in vain");
+}
+
+#[test]
+fn a_grant_within_another_is_another_holder() {
+    let world = world(LONG);
+    let grants = vec![grant("a", "/a", Rights::READ_WRITE), grant("a/dir", "/d", Rights::READ_WRITE)];
+    let taker = taker_of(&world, grants, 1000);
+    let outer = taker.node(0, "dir/sub");
+    let inner = taker.node(1, "sub");
+    assert_eq!(outer.ino, inner.ino);
+    let heard = taker.beside(chmod(outer));
+    let (id, items) = taker.recall();
+    assert_eq!(items, [Recalled { node: inner, what: ALL }]);
+    taker.answer(id);
+    attr(heard.recv_timeout(LONG).unwrap().unwrap().0);
+    assert_ne!(taker.look(outer).node, Lease::None);
+}
+
+#[test]
+fn leases_are_bounded_and_the_unused_ones_go_first() {
+    let world = world(LONG);
+    (0..500).for_each(|n| world.file(&format!("a/many/{n}"), b""));
+    let taker = taker_of(&world, whole(), 64);
+    let root = taker.root(0);
+    let dir = entry(taker.find(root, "many").0).node;
+    let mut recalled = vec![];
+    let mut given = 0;
+    for n in 0..500 {
+        given += usize::from(taker.find(dir, &n.to_string()).1.node != Lease::None);
+        assert!(taker.session.counters().leases <= 64);
+        while let Ok((Event::Recall { id, .. }, data)) = taker.inbox.try_recv() {
+            let items: Vec<Recalled> = codec::decode_list(&data).unwrap();
+            taker.answer(id);
+            recalled.extend(items.into_iter().map(|item| item.node));
+        }
+    }
+    assert!(given >= 450, "only {given} leases were given");
+    assert!(given - recalled.len() <= 64);
+    // The directory was used all the time.
+    assert!(!recalled.contains(&dir));
+    // Who does not answer gets no more, and keeps what it has.
+    let most = taker.session.counters().leases;
+    for n in 0..500 {
+        taker.find(dir, &n.to_string());
+    }
+    assert!(taker.session.counters().leases >= most.min(60));
+    assert!(taker.session.counters().leases <= 64);
+    assert!(taker.inbox.try_iter().count() <= 4, "few recalls are left unanswered");
+}
+
+#[test]
+fn who_never_looks_at_a_directory_loses_it() {
+    let world = world(LONG);
+    let (keeper, changer) = (taker(&world), world.guest(whole()));
+    let root = keeper.root(0);
+    changer.root(0);
+    let mut told = 0;
+    for n in 0..40 {
+        let op = Op::Mkdir { parent: root, name: name(&n.to_string()), mode: 0o700, by: BY };
+        let heard = changer.beside(op);
+        let answer = loop {
+            if let Ok(answer) = heard.recv_timeout(Duration::from_millis(1)) {
+                break answer;
+            }
+            if let Ok((Event::Recall { id, .. }, _)) = keeper.inbox.try_recv() {
+                told += 1;
+                keeper.answer(id);
+            }
+        };
+        entry(answer.unwrap().0);
+    }
+    assert_eq!(told, 17);
+    assert_eq!(keeper.session.counters().leases, 0);
+}
+
+#[test]
+fn without_a_connection_leases_end() {
+    for knows in [true, false] {
+        let world = world(Duration::from_millis(300));
+        let (keeper, changer) = (taker(&world), world.guest(whole()));
+        let file = keeper.node(0, "f");
+        changer.node(0, "f");
+        let left = Instant::now();
+        keeper.session.left_alone(knows);
+        attr(changer.ask(&chmod(file)));
+        // A client that did not close the connection itself has the time of a recall to notice.
+        assert_eq!(left.elapsed() >= Duration::from_millis(300), !knows);
+        assert_eq!(keeper.session.counters().leases, 0);
+        assert_eq!(keeper.noted(&Op::Getattr { node: file, handle: None }).1.node, Lease::None);
+        // Nothing was its fault.
+        keeper.ask(&Op::TakeLeases);
+        keeper.look(file);
+    }
+    let world = world(LONG);
+    let (keeper, changer) = (taker(&world), world.guest(whole()));
+    let file = keeper.node(0, "f");
+    changer.node(0, "f");
+    keeper.session.left_alone(false);
+    let heard = changer.beside(chmod(file));
+    assert!(is_pending(&heard));
+    keeper.ask(&Op::TakeLeases);
+    attr(heard.recv_timeout(LONG).unwrap().unwrap().0);
+}
+
+#[test]
+fn what_moves_across_the_border_of_a_grant_is_forgotten_whole() {
+    let world = world(LONG);
+    world.dirs(&["a/dir/sub/deep", "a/out"]);
+    let mover = world.guest(whole());
+    let inner = taker_of(&world, vec![grant("a/dir", "/d", Rights::READ_WRITE)], 1000);
+    let stranger = taker_of(&world, vec![grant("a/out", "/o", Rights::READ_WRITE)], 1000);
+    let above = taker(&world);
+    let (dir, deep) = (inner.root(0), inner.node(0, "sub/deep"));
+    stranger.root(0);
+    let root = above.root(0);
+    above.node(0, "dir/sub/deep");
+    mover.root(0);
+    let from = mover.node(0, "dir");
+    let held = inner.session.counters().leases as usize;
+    assert_eq!(held, 3);
+    let op = Op::Rename {
+        parent: from,
+        name: name("sub"),
+        new_parent: root,
+        new_name: name("sub"),
+        mode: RenameMode::Replace,
+    };
+    let heard = mover.beside(op);
+    let (id, first) = above.recall();
+    assert!(first.iter().all(|item| item.node != deep), "for who sees both sides, it has just moved");
+    above.answer(id);
+    // First what the rename changes, then the rest.
+    let mut forgotten = vec![];
+    while forgotten.len() < held + 1 {
+        let (id, items) = inner.recall();
+        assert!(is_pending(&heard));
+        forgotten.extend(items.into_iter().map(|item| item.node));
+        inner.answer(id);
+    }
+    assert_eq!(heard.recv_timeout(LONG).unwrap().unwrap().0, Outcome::Done);
+    assert!(forgotten.contains(&deep) && forgotten.contains(&dir));
+    assert_eq!(inner.session.counters().leases, 0);
+    assert_eq!(inner.getattr(deep), STALE);
+    assert!(stranger.inbox.try_recv().is_err());
+}
+
+#[test]
+fn forgetting_a_node_does_not_end_its_lease() {
+    // A reply that the client takes for a new lease may be on its way while it says that it forgets.
+    let world = world(LONG);
+    let (keeper, changer) = (taker(&world), world.guest(whole()));
+    let file = keeper.node(0, "f");
+    changer.node(0, "f");
+    let list = codec::encode_list(&vec![file]).unwrap();
+    keeper.call(&Op::Forget, &list);
+    let heard = changer.beside(chmod(file));
+    let (id, items) = keeper.recall();
+    assert_eq!(items[0].node, file);
+    assert!(is_pending(&heard));
+    keeper.answer(id);
+    let _: Attr = attr(heard.recv_timeout(LONG).unwrap().unwrap().0);
+}
