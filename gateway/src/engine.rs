@@ -42,6 +42,7 @@ use strongroom_protocol::op::Op;
 use strongroom_protocol::reply::{Failure, Outcome};
 
 pub use crate::gate::{Admission, Turnstile};
+pub(crate) use replay::now as born_now;
 pub use types::*;
 
 use crate::gate::Gate;

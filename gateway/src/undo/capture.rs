@@ -76,7 +76,9 @@ impl<'a> Capture<'a> {
         if known.has(sides) {
             return Ok(vec![]);
         }
-        let before = if known == Sides::default() && self.window > 0 { Some(stat()?) } else { None };
+        // With the first change of the contents once more: the size is theirs.
+        let tells = known == Sides::default() || sides.has(Sides::CONTENT);
+        let before = if tells && self.window > 0 { Some(stat()?) } else { None };
         let mut records = vec![];
         if !placed {
             self.places(undo, actor, node, &mut records)?;
@@ -298,10 +300,14 @@ impl<'a> Capture<'a> {
     /// A new name is about to be made in a directory.
     pub(crate) fn making(&self, dir: &Node, fd: &OwnedFd, name: &[u8]) -> Checked<Option<Making<'a>>> {
         let Some((undo, actor)) = self.room.filter(|_| self.window > 0) else { return Ok(None) };
+        if Stat::at(fd, name).is_ok() {
+            // It will be refused. After a kill, what has the name then must not be taken for what was made.
+            return Ok(None);
+        }
         let mut records = self.touch(undo, actor, dir, Sides::ENTRIES, || Ok(Stat::of(fd)?))?;
         undo.room(actor, 0)?;
         let at = At { dir: Object::of(dir), name: name.to_vec() };
-        let record = self.record(undo, 0, What::Making { at });
+        let record = self.record(undo, 0, What::Making { at, after: crate::engine::born_now() });
         let seq = record.seq;
         records.push(record);
         self.write_names(undo, actor, dir, records)?;
@@ -315,6 +321,10 @@ impl<'a> Capture<'a> {
     /// An object is about to get another name.
     pub(crate) fn linking(&self, node: &Node, dir: &Node, fd: &OwnedFd, name: &[u8]) -> Checked<()> {
         let Some((undo, actor)) = self.room.filter(|_| self.window > 0) else { return Ok(()) };
+        if Stat::at(fd, name).is_ok() {
+            // It will be refused.
+            return Ok(());
+        }
         let mut records = self.touch(undo, actor, dir, Sides::ENTRIES, || Ok(Stat::of(fd)?))?;
         let at = At { dir: Object::of(dir), name: name.to_vec() };
         records.push(self.record(undo, 0, What::Linked { object: Object::of(node), at }));
@@ -399,9 +409,11 @@ impl<'a> Capture<'a> {
         let target = target.filter(|_| !flags.contains(RenameFlags::NOREPLACE));
         if let Some((other, _)) = target.filter(|_| flags.contains(RenameFlags::EXCHANGE)) {
             let what = What::Exchanged { one: object, from: from_at, other: Object::of(other), to: to_at };
-            records.push(self.record(undo, 0, what));
+            let record = self.record(undo, 0, what);
+            let seq = record.seq;
+            records.push(record);
             self.write_both(undo, actor, from, to, records)?;
-            return act();
+            return act().inspect_err(|_| undo.later(actor, What::Void { record: seq }));
         }
         let keeps = self.window > 0 && target.is_some();
         let cost = if keeps { target.map_or(0, |(_, stat)| stat.blocks_bytes()) } else { 0 };
@@ -420,7 +432,9 @@ impl<'a> Capture<'a> {
         let seq = record.seq;
         records.push(record);
         self.write_both(undo, actor, from, to, records)?;
-        let Some((other, stat)) = target.filter(|_| keeps) else { return act() };
+        let Some((other, stat)) = target.filter(|_| keeps) else {
+            return act().inspect_err(|_| undo.later(actor, What::Void { record: seq }));
+        };
         let application = &actor.writer.application;
         let many = stat.nlink() > 1;
         let done = if other.is_dir() {

@@ -304,7 +304,7 @@ impl Carry<'_> {
             return;
         }
         let (path, result) = match &told.record.what {
-            What::Making { at } => (self.path(at), self.unmake(seq, at)),
+            What::Making { at, after } => (self.path(at), self.unmake(seq, at, *after)),
             What::Linked { object, at } => (self.path(at), self.unname(*object, at)),
             What::Removed { object, .. } | What::Changed { object, .. } | What::Xattr { object, .. }
                 if plan.passing.contains(object) =>
@@ -361,13 +361,13 @@ impl Carry<'_> {
     }
 
     /// Takes away what was made.
-    fn unmake(&mut self, seq: u64, at: &At) -> Checked<()> {
+    fn unmake(&mut self, seq: u64, at: &At, after: u64) -> Checked<()> {
         let made = self.plan.story.made.get(&seq).copied();
         let Some(now) = self.look(at) else { return Ok(()) };
         let object = match made {
             Some(object) => object,
             // The process died before it could tell. What was born since, and is nobody else's, is what it made.
-            None if now.generation >> 30 >= seq / 1_000_000 && !self.is_known(now) => now,
+            None if now.generation >= after && !self.is_known(now) => now,
             None => return Ok(()),
         };
         if self.plan.passing.contains(&object) {

@@ -124,7 +124,7 @@ impl Undo {
                 continue;
             }
             match &told.record.what {
-                What::Making { at } | What::Linked { at, .. } if named(at) => object = None,
+                What::Making { at, .. } | What::Linked { at, .. } if named(at) => object = None,
                 What::Removed { object: old, at, .. } if named(at) => object = Some(*old),
                 What::Renamed { object: moved, from, .. } if named(from) => object = Some(*moved),
                 What::Renamed { to, replaced, .. } if named(to) => object = *replaced,
@@ -174,7 +174,7 @@ impl Undo {
         // Whatever had the name once.
         for told in &story.all {
             match &told.record.what {
-                What::Making { at } if named(at) => objects.extend(story.made.get(&told.record.seq)),
+                What::Making { at, .. } if named(at) => objects.extend(story.made.get(&told.record.seq)),
                 What::Removed { object, at, .. } if named(at) => {
                     objects.insert(*object);
                 }
@@ -236,7 +236,7 @@ impl Undo {
             let seq = told.record.seq;
             let path = |at: &At| story.places.path(tree, at);
             match &told.record.what {
-                What::Making { at } | What::Linked { at, .. } => note(path(at), "created", seq),
+                What::Making { at, .. } | What::Linked { at, .. } => note(path(at), "created", seq),
                 What::Removed { at, .. } => note(path(at), "deleted", seq),
                 What::Renamed { from, to, replaced, .. } => {
                     note(path(from), "renamed", seq);
@@ -319,7 +319,7 @@ fn describe(
 ) -> Option<String> {
     let path = |at: &At| String::from_utf8_lossy(&story.places.path(tree, at)).into_owned();
     Some(match &told.record.what {
-        What::Making { at } if named(at) => "created".into(),
+        What::Making { at, .. } if named(at) => "created".into(),
         What::Linked { object, at } if named(at) || objects.contains(object) => {
             format!("linked as {}", path(at))
         }

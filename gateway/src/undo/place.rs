@@ -38,7 +38,7 @@ impl Places {
             What::Place { object, at } | What::Linked { object, at } | What::Beside { object, at, .. } => {
                 self.add(*object, Spot::At(at.clone()));
             }
-            What::Making { at } => {
+            What::Making { at, .. } => {
                 self.made.insert(seq, at.clone());
             }
             What::Made { making, object } => {
@@ -47,24 +47,26 @@ impl Places {
                 }
             }
             What::Removed { object, at, kept, .. } => {
-                self.lose(*object, at);
+                self.add(*object, Spot::At(at.clone()));
                 if *kept {
                     self.add(*object, Spot::Kept(Arc::clone(application), seq));
                 }
             }
             What::Renamed { object, from, to, replaced, kept, .. } => {
                 if let Some(replaced) = replaced {
-                    self.lose(*replaced, to);
+                    self.add(*replaced, Spot::At(to.clone()));
                     if *kept {
                         self.add(*replaced, Spot::Kept(Arc::clone(application), seq));
                     }
                 }
-                self.lose(*object, from);
+                // The former name stays among the places: a record is written before its change, which a kill may have
+                // prevented. Whoever looks there compares what is found.
+                self.add(*object, Spot::At(from.clone()));
                 self.add(*object, Spot::At(to.clone()));
             }
             What::Exchanged { one, from, other, to } => {
-                self.lose(*one, from);
-                self.lose(*other, to);
+                self.add(*one, Spot::At(from.clone()));
+                self.add(*other, Spot::At(to.clone()));
                 self.add(*one, Spot::At(to.clone()));
                 self.add(*other, Spot::At(from.clone()));
             }
@@ -112,8 +114,12 @@ impl Places {
     pub(super) fn dir_path(&self, tree: &Tree, dir: Object) -> Vec<u8> {
         let mut parts: Vec<&[u8]> = vec![];
         let mut at = dir;
-        while at != Object::of(tree.root()) && parts.len() < MOST_DEPTH {
-            let Some(place) = self.name_of(at) else {
+        let mut way = vec![];
+        while at != Object::of(tree.root()) {
+            // Records of changes that a kill prevented can make circles.
+            let new = parts.len() < MOST_DEPTH && !way.contains(&at);
+            way.push(at);
+            let Some(place) = self.name_of(at).filter(|_| new) else {
                 parts.push(b"?");
                 break;
             };

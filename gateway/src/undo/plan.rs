@@ -135,7 +135,6 @@ impl Story {
         let mut story =
             Story { all, places: Places::default(), void: HashSet::new(), made: HashMap::new(), origins };
         for told in &story.all {
-            story.places.follow(&told.application, told.record.seq, &told.record.what);
             match &told.record.what {
                 What::Void { record } => {
                     story.void.insert(*record);
@@ -145,6 +144,9 @@ impl Story {
                 }
                 _ => {}
             }
+        }
+        for told in story.all.iter().filter(|told| !story.void.contains(&told.record.seq)) {
+            story.places.follow(&told.application, told.record.seq, &told.record.what);
         }
         Ok(story)
     }
@@ -245,9 +247,9 @@ pub(super) fn plan(undo: &Undo, tree: &Tree, filter: &Filter, run: [u8; 16]) -> 
     let (done, undone) = story.done(run);
     let chosen = |told: &Told| {
         let seq = told.record.seq;
-        filter.selects(told) && !story.void.contains(&seq) && !undone.contains(&seq)
+        filter.selects(told) && !story.void.contains(&seq)
     };
-    let steps: Vec<usize> = story
+    let concerned: Vec<usize> = story
         .all
         .iter()
         .enumerate()
@@ -255,12 +257,15 @@ pub(super) fn plan(undo: &Undo, tree: &Tree, filter: &Filter, run: [u8; 16]) -> 
         .filter(|(_, told)| chosen(told) && within(&story, tree, filter, told))
         .map(|(place, _)| place)
         .collect();
+    let is_open =
+        |place: &usize| story.all.get(*place).is_some_and(|told| !undone.contains(&told.record.seq));
+    let steps: Vec<usize> = concerned.iter().copied().filter(is_open).collect();
     let expired = forgotten >= filter.since_us && forgotten > 0;
     if steps.is_empty() && expired && filter.until_us <= forgotten {
         return Err(UndoError::Expired { application: filter.application.clone(), begins_us: forgotten + 1 });
     }
     let conflicts = conflicts(&story, filter, &steps);
-    let mut passing = passing(&story, &steps);
+    let mut passing = passing(&story, &concerned);
     // A former undo may have brought some back.
     passing.retain(|object| story.places.find(tree, *object).is_err());
     Ok(Plan { story, steps, conflicts, passing, done, expired })
@@ -275,7 +280,7 @@ fn within(story: &Story, tree: &Tree, filter: &Filter, told: &Told) -> bool {
     };
     let at = |at| below(&story.places.path(tree, at));
     match &told.record.what {
-        What::Making { at: place } | What::Linked { at: place, .. } | What::Removed { at: place, .. } => {
+        What::Making { at: place, .. } | What::Linked { at: place, .. } | What::Removed { at: place, .. } => {
             at(place)
         }
         What::Renamed { from, to, .. } | What::Exchanged { from, to, .. } => at(from) || at(to),
@@ -359,5 +364,39 @@ fn passing(story: &Story, steps: &[usize]) -> HashSet<Object> {
             _ => {}
         }
     }
-    made.into_iter().filter(|object| names.get(object) == Some(&0)).collect()
+    let mut passing: HashSet<Object> =
+        made.into_iter().filter(|object| names.get(object) == Some(&0)).collect();
+    // Not if something that stays was exchanged with it, or was in it.
+    loop {
+        let before = passing.len();
+        for told in steps.iter().filter_map(|place| story.all.get(*place)) {
+            let (object, dirs) = match &told.record.what {
+                What::Exchanged { one, from, other, to } => {
+                    for object in [one, other, &from.dir, &to.dir] {
+                        passing.remove(object);
+                    }
+                    continue;
+                }
+                What::Making { at, .. } => (story.made.get(&told.record.seq), [Some(at), None]),
+                What::Linked { object, at } | What::Removed { object, at, .. } => {
+                    (Some(object), [Some(at), None])
+                }
+                What::Renamed { object, from, to, replaced, .. } => {
+                    if replaced.is_some_and(|replaced| !passing.contains(&replaced)) {
+                        passing.remove(&to.dir);
+                    }
+                    (Some(object), [Some(from), Some(to)])
+                }
+                _ => continue,
+            };
+            if object.is_none_or(|object| !passing.contains(object)) {
+                for at in dirs.into_iter().flatten() {
+                    passing.remove(&at.dir);
+                }
+            }
+        }
+        if passing.len() == before {
+            return passing;
+        }
+    }
 }

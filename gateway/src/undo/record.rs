@@ -107,7 +107,8 @@ pub(crate) enum What {
     /// Where an object is that others mention.
     Place { object: Object, at: At },
     /// An object is about to get a new name. What is made is told by a later `Made`, or the attempt is void.
-    Making { at: At },
+    /// `after`: the kernel's time, in the form of a generation; it is born then or later.
+    Making { at: At, after: u64 },
     /// What record `making` has made.
     Made { making: u64, object: Object },
     /// What this record announced did not happen.

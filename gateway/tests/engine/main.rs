@@ -14,4 +14,5 @@ mod replay;
 mod rights;
 mod support;
 mod undo;
+mod undo_random;
 mod undo_support;
