@@ -4,6 +4,7 @@
 //! object. INVARIANT: if one of these functions fails, nothing has been changed, and the store must not change anything.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, OFlags, RenameFlags, renameat_with, unlinkat};
 use rustix::io::Errno;
@@ -21,6 +22,8 @@ const MOST_INLINE: u64 = 64 * 1024;
 const LEAST_CLONED: u64 = 256 * 1024;
 /// The deepest chain of directories whose places are told.
 const MOST_PLACES: usize = 128;
+/// The most names of an object that are told.
+const MOST_NAMES: usize = 8;
 /// The longest value of an extended attribute (limits.h).
 const MOST_XATTR: usize = 65_536;
 
@@ -126,22 +129,33 @@ impl<'a> Capture<'a> {
 
     /// Tells where an object is, and the directories above that were not told of yet.
     fn places(&self, undo: &Undo, actor: &Actor, node: &Node, records: &mut Vec<Record>) -> Checked<()> {
-        let mut object = Object::of(node);
-        let mut link = node.any_link();
-        for _ in 0..MOST_PLACES {
-            let Some((parent, name)) = link else { break };
+        // All of them: later some may be gone.
+        for (parent, name) in node.known_links(MOST_NAMES) {
             let at = At { dir: Object::of(&parent), name: name.as_bytes().to_vec() };
-            records.push(self.record(undo, 0, What::Place { object, at }));
-            object = Object::of(&parent);
+            records.push(self.record(undo, 0, What::Place { object: Object::of(node), at }));
+            self.places_above(undo, actor, parent, records)?;
+        }
+        Ok(())
+    }
+
+    fn places_above(
+        &self,
+        undo: &Undo,
+        actor: &Actor,
+        mut dir: Arc<Node>,
+        records: &mut Vec<Record>,
+    ) -> Checked<()> {
+        for _ in 0..MOST_PLACES {
+            let object = Object::of(&dir);
             let told = self.mark(undo, actor, object, |mark, segment| {
                 let told = mark.segment == segment;
                 mark.segment = segment;
                 told
             })?;
-            if told {
-                break;
-            }
-            link = parent.any_link();
+            let Some((parent, name)) = dir.any_link().filter(|_| !told) else { break };
+            let at = At { dir: Object::of(&parent), name: name.as_bytes().to_vec() };
+            records.push(self.record(undo, 0, What::Place { object, at }));
+            dir = parent;
         }
         Ok(())
     }
@@ -326,6 +340,7 @@ impl<'a> Capture<'a> {
             return Ok(());
         }
         let mut records = self.touch(undo, actor, dir, Sides::ENTRIES, || Ok(Stat::of(fd)?))?;
+        self.places(undo, actor, node, &mut records)?;
         let at = At { dir: Object::of(dir), name: name.to_vec() };
         records.push(self.record(undo, 0, What::Linked { object: Object::of(node), at }));
         self.write_names(undo, actor, dir, records)
@@ -403,6 +418,14 @@ impl<'a> Capture<'a> {
         if from.id != to.id {
             records.extend(self.touch(undo, actor, to, Sides::ENTRIES, || Ok(Stat::of(to_fd)?))?);
         }
+        if from.id != to.id {
+            // Some file systems count the new parent of a directory as a change in it.
+            records.extend(self.touch_moved(undo, actor, node, from_fd, name)?);
+            // One that is replaced is exchanged first, too.
+            if let Some((other, _)) = target {
+                records.extend(self.touch_moved(undo, actor, other, to_fd, new_name)?);
+            }
+        }
         let at = |dir: &Node, name: &[u8]| At { dir: Object::of(dir), name: name.to_vec() };
         let (from_at, to_at) = (at(from, name), at(to, new_name));
         let object = Object::of(node);
@@ -458,6 +481,22 @@ impl<'a> Capture<'a> {
             self.tree.vaulted.add(stat.ino());
         }
         Ok(())
+    }
+
+    fn touch_moved(
+        &self,
+        undo: &Undo,
+        actor: &Actor,
+        node: &Node,
+        fd: &OwnedFd,
+        name: &[u8],
+    ) -> Checked<Vec<Record>> {
+        if !node.is_dir() {
+            return Ok(vec![]);
+        }
+        let records = self.touch(undo, actor, node, Sides::TIMES, || Ok(Stat::at(fd, name)?))?;
+        self.mark(undo, actor, Object::of(node), |mark, _| mark.sides = mark.sides.with(Sides::TIMES))?;
+        Ok(records)
     }
 
     /// Puts a directory in the place of an empty one, which goes into the vault. The caller holds the names of the other.

@@ -238,6 +238,8 @@ impl Undo {
         carry.set_attributes();
         let items = carry.items.into_values().collect();
         if !run.run.dry {
+            // Which steps were taken is on record before the journal ends.
+            self.all_logs().iter().try_for_each(|log| log.flush())?;
             self.sync()?;
             self.vault.sync_all()?;
             runs::done(&self.vault, &run.run)?;
@@ -743,7 +745,8 @@ impl Carry<'_> {
         }
         for spot in self.places.of(object) {
             let Spot::Kept(application, seq) = spot else { continue };
-            if **application == *OWN_NAME && self.filter.application != OWN_NAME {
+            let former = **application == *OWN_NAME && *seq <= self.filter.until_us;
+            if former && self.filter.application != OWN_NAME {
                 // What a former undo has taken away stays as it is.
                 continue;
             }
