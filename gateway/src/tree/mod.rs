@@ -129,6 +129,11 @@ impl Tree {
         self.epoch.load(Ordering::SeqCst)
     }
 
+    /// The data root.
+    pub(crate) fn root(&self) -> &Arc<Node> {
+        &self.root
+    }
+
     /// The node of an object if anybody knows it.
     pub(crate) fn known(&self, stat: &Stat) -> Option<Arc<Node>> {
         self.map.get(stat.ino(), stat.generation())
