@@ -25,6 +25,7 @@ mod dispatch;
 mod outside;
 mod replay;
 mod types;
+mod undoing;
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -52,6 +53,7 @@ use crate::locks::Locks;
 use crate::nodes::Nodes;
 use crate::store;
 use crate::tree::{Node, Tree};
+use crate::undo::{Actor, Undo, UndoOptions};
 
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
@@ -66,6 +68,8 @@ pub(crate) struct Shared {
     pub(crate) options: EngineOptions,
     /// The process may make files for others.
     pub(crate) privileged: bool,
+    /// What changes are taken back with, if that is wanted.
+    pub(crate) undo: Option<Arc<Undo>>,
     /// When it was opened, in the form of a generation.
     pub(crate) started: u64,
     sessions: AtomicU64,
@@ -103,6 +107,13 @@ impl Parked {
     }
 }
 
+impl Shared {
+    /// A number for a session, unique in the life of the process.
+    pub(crate) fn next_session(&self) -> u64 {
+        self.sessions.fetch_add(1, Ordering::SeqCst)
+    }
+}
+
 /// An fsync(2) that was let in.
 pub struct Syncing(store::fsync::Letin);
 
@@ -130,6 +141,8 @@ pub struct EngineSession {
     pub(crate) handles: Handles,
     pub(crate) claims: Mutex<HashSet<Claim>>,
     pub(crate) bounds: SessionBounds,
+    /// In whose name changes are kept.
+    pub(crate) actor: Option<Actor>,
     operations: AtomicU64,
     denied: AtomicU64,
     read: AtomicU64,
@@ -142,18 +155,46 @@ impl Engine {
     /// # Errors
     /// [`EngineError`].
     pub fn open(data_root: &Path, options: EngineOptions) -> Result<Engine, EngineError> {
+        Engine::assemble(data_root, options, None)
+    }
+
+    /// The same with an undo log.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn with_undo(
+        data_root: &Path,
+        options: EngineOptions,
+        undo: &UndoOptions,
+    ) -> Result<Engine, EngineError> {
+        Engine::assemble(data_root, options, Some(undo))
+    }
+
+    fn assemble(
+        data_root: &Path,
+        options: EngineOptions,
+        undo: Option<&UndoOptions>,
+    ) -> Result<Engine, EngineError> {
         let cautious = options.special_files == SpecialFiles::Store;
         let tree = Tree::open(data_root, options.directory_fds, cautious).map_err(|errno| match errno {
             Errno::NOSYS => EngineError::Kernel,
             other => EngineError::Root { path: data_root.to_owned(), reason: other.into() },
         })?;
         crate::sys::clear_umask();
+        let undo = match undo {
+            None => None,
+            Some(undo) => Some(Arc::new(
+                Undo::open(&tree, data_root, undo)
+                    .map_err(|errno| EngineError::undo(undo.vault.as_deref().unwrap_or(data_root), errno))?,
+            )),
+        };
         let shared = Shared {
             tree,
             locks: Locks::default(),
             lessees: Lessees::default(),
             grace: Grace::default(),
             options,
+            undo,
             privileged: rustix::process::geteuid().is_root(),
             started: replay::now(),
             sessions: AtomicU64::new(1),
@@ -293,7 +334,7 @@ impl EngineSession {
         bounds: SessionBounds,
         claims: &[Claim],
     ) -> EngineSession {
-        let number = engine.shared.sessions.fetch_add(1, Ordering::SeqCst);
+        let number = engine.shared.next_session();
         // Handles of a former process are told apart by the clock; it only matters to clients that mix them up.
         let serial = crate::tree::coarse_ms() as u32;
         let grants: Arc<[GrantState]> = contract.grants.iter().cloned().map(GrantState::new).collect();
@@ -315,6 +356,7 @@ impl EngineSession {
             handles: Handles::new(bounds.handles, serial),
             claims: Mutex::new(claims.iter().copied().collect()),
             bounds,
+            actor: engine.shared.undo.as_ref().map(|undo| undo.actor(contract)),
             operations: AtomicU64::new(0),
             denied: AtomicU64::new(0),
             read: AtomicU64::new(0),

@@ -21,6 +21,7 @@ use crate::session::parked::Parked;
 use crate::session::registry::Registry;
 use crate::session::{Link, Session};
 use crate::threads::Threads;
+use crate::undo::UndoOptions;
 
 /// How long a fenced connection stays, so that its client hears why.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -77,6 +78,8 @@ pub struct Start<'a> {
     pub special_files: SpecialFiles,
     /// The clock.
     pub clock: Arc<dyn Clock>,
+    /// The undo log; `None`: nothing can be taken back.
+    pub undo: Option<crate::config::Undo>,
 }
 
 /// A running gateway.
@@ -138,7 +141,17 @@ impl Gateway {
         let leases = LeaseOptions { recall: start.limits.recall, keep: start.limits.keep.unwrap_or(BLIND) };
         let options =
             EngineOptions { leases, special_files: start.special_files, ..EngineOptions::default() };
-        let engine = Engine::open(start.data, options)?;
+        let engine = match start.undo {
+            None => Engine::open(start.data, options)?,
+            Some(undo) => {
+                let kept = UndoOptions {
+                    vault: undo.vault,
+                    space: undo.space,
+                    ..UndoOptions::new(start.clock.clone())
+                };
+                Engine::with_undo(start.data, options, &kept)?
+            }
+        };
         let sessions_dir = state.join("sessions");
         make_directory(&sessions_dir)?;
         let machine = read_machine_boot();
@@ -176,6 +189,7 @@ impl Gateway {
         let lessees = gateway.sessions_where(|session| session.slots.leases_taken());
         gateway.engine.begin_lease_grace(lessees.iter().map(|session| &session.engine));
         gateway.begin_lock_grace(had_locks);
+        gateway.keep_undo()?;
         let own = Arc::downgrade(&gateway);
         std::thread::Builder::new()
             .name("housekeeping".into())

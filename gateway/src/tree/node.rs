@@ -165,6 +165,16 @@ impl Node {
         Some((Arc::clone(&link.parent), NameBuf::new(&link.name)))
     }
 
+    /// Whether somebody has it open.
+    pub(crate) fn is_open(&self) -> bool {
+        self.opens.load(Ordering::SeqCst) > 0
+    }
+
+    /// The descriptor of a directory, if one is kept.
+    pub(crate) fn dir_fd(&self) -> Option<Arc<OwnedFd>> {
+        self.dir()?.fd.read().clone()
+    }
+
     /// Counts a handle that is about to be opened.
     pub(crate) fn opened(&self) {
         self.opens.fetch_add(1, Ordering::SeqCst);

@@ -13,3 +13,5 @@ mod quotas;
 mod replay;
 mod rights;
 mod support;
+mod undo;
+mod undo_support;
