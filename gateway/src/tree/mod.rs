@@ -185,11 +185,6 @@ impl Tree {
         self.mount
     }
 
-    /// The data root.
-    pub(crate) fn root(&self) -> &Arc<Node> {
-        &self.root
-    }
-
     /// Opens what a descriptor refers to once more, whatever its names are by now.
     pub(crate) fn reopen(&self, fd: &OwnedFd, flags: OFlags) -> Checked<OwnedFd> {
         let list = self.descriptors.as_ref().ok_or_else(|| Refusal::errno(Errno::NOSYS))?;
