@@ -22,6 +22,7 @@
 //!   the session). `Op::Forget` and `Op::Recalled` have no reply: do not send their outcome.
 
 mod dispatch;
+mod outside;
 mod replay;
 mod types;
 mod undoing;
@@ -30,7 +31,7 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rustix::io::Errno;
@@ -48,12 +49,16 @@ pub use types::*;
 use crate::gate::Gate;
 use crate::gate::grant::GrantState;
 use crate::handles::Handles;
-use crate::leases::{Deal, Grace, Lessee, LesseeParts, Lessees, Mode, Waiting};
+use crate::leases::{Change, Deal, Grace, Lessee, LesseeParts, Lessees, Mode, Waiting};
 use crate::locks::Locks;
 use crate::nodes::Nodes;
 use crate::store;
 use crate::tree::{Node, Tree};
 use crate::undo::{Actor, Undo, UndoOptions};
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
 
 /// What all parts of an engine share.
 pub(crate) struct Shared {
@@ -69,6 +74,19 @@ pub(crate) struct Shared {
     /// When it was opened, in the form of a generation.
     pub(crate) started: u64,
     sessions: AtomicU64,
+    /// How long clients may keep what they have leases on, in milliseconds.
+    pub(crate) keep_ms: AtomicU64,
+}
+
+impl Shared {
+    /// Somebody else than the gateway has changed a node: whoever keeps it is told, and not waited for.
+    pub(crate) fn changed_outside(&self, node: &Arc<Node>, change: Change<'_>) {
+        for (session, needs) in change.all_holders(node) {
+            if let Some(lessee) = self.lessees.get(session) {
+                lessee.inform(needs);
+            }
+        }
+    }
 }
 
 /// A request that waits for other sessions to let go of leases. Its marks stay until it is dropped.
@@ -181,8 +199,19 @@ impl Engine {
             privileged: rustix::process::geteuid().is_root(),
             started: replay::now(),
             sessions: AtomicU64::new(1),
+            keep_ms: AtomicU64::new(millis(options.leases.keep)),
         };
         Ok(Engine { shared: Arc::new(shared) })
+    }
+
+    /// Watches what others than the gateway change below the data root, so that leases may be kept for `keep`.
+    ///
+    /// # Errors
+    /// Why it cannot; leases are kept as before then.
+    pub fn watch_outside(&self, keep: Duration) -> Result<(), std::io::Error> {
+        outside::watch(&self.shared)?;
+        self.shared.keep_ms.store(millis(keep), Ordering::SeqCst);
+        Ok(())
     }
 
     /// Carries out a request; may block on the disk.

@@ -25,7 +25,9 @@ use crate::undo::UndoOptions;
 
 /// How long a fenced connection stays, so that its client hears why.
 const FAREWELL: Duration = Duration::from_secs(2);
-/// How long clients keep what they have leases on, where nobody notices what an administrator changes.
+/// How long clients keep what they have leases on without asking again.
+const WATCHED: Duration = Duration::from_secs(4 * 3600);
+/// The same where nobody notices what an administrator changes.
 const BLIND: Duration = Duration::from_secs(1);
 /// How often the housekeeping looks around, at least.
 const TICK: Duration = Duration::from_secs(1);
@@ -183,6 +185,7 @@ impl Gateway {
             ..Record { event: "start", ..Record::default() }
         });
         let had_locks = gateway.find_sessions()?;
+        gateway.watch_outside();
         let lessees = gateway.sessions_where(|session| session.slots.leases_taken());
         gateway.engine.begin_lease_grace(lessees.iter().map(|session| &session.engine));
         gateway.begin_lock_grace(had_locks);
@@ -200,6 +203,20 @@ impl Gateway {
             })
             .map_err(|source| StartError::State { path: "housekeeping thread".into(), source })?;
         Ok(gateway)
+    }
+
+    /// Leases are long if it is noticed what others than the gateway change.
+    fn watch_outside(&self) {
+        let keep = self.limits.keep.unwrap_or(WATCHED);
+        if let Err(error) = self.engine.watch_outside(keep) {
+            let kept = self.limits.keep.unwrap_or(BLIND);
+            let text = format!(
+                "changes of the data behind the gateway's back are not noticed (fanotify: {error}; it needs CAP_SYS_ADMIN): \
+                 clients ask again after {} ms; set `keep` in [leases] if nobody else changes the data",
+                kept.as_millis()
+            );
+            self.audit.note(Record { event: "leases", text: Some(text), ..Record::default() });
+        }
     }
 
     /// The gateway's public key.

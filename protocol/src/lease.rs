@@ -39,7 +39,8 @@ pub struct Note {
     /// The session's clock from before the state was read. What a reply says of a node may be kept if no recall of that node
     /// with a time above this has come or comes.
     pub stamp: u64,
-    /// What the session holds from now on the node whose attributes the reply carries.
+    /// What the session holds from now on the node that the reply is about: found, made, opened, read, listed or written.
+    /// `None` takes nothing away; what this reply says is not to be kept.
     pub node: Lease,
     /// Whether what the reply says of names (present or absent) may be kept under the lease of their directory.
     pub names: bool,

@@ -1,6 +1,7 @@
 //! `contract recover`: an incident by hand, and what goes on in it.
 
 use std::fs::File;
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -179,13 +180,10 @@ fn waits_for_a_person(now: &Incident) -> bool {
 /// Starts a daemon for this incident alone, and asks it.
 fn ask_own(base: &Base, ask: &Ask, context: &Context) -> Result<Told, Failure> {
     let log = base.recovery_dir().join("by-hand.log");
-    let made = std::fs::DirBuilder::new();
+    let mut made = std::fs::DirBuilder::new();
     let failed = |error: std::io::Error| Failure::other(format!("cannot write `{}`: {error}", log.display()));
-    if !base.recovery_dir().is_dir() {
-        use std::os::unix::fs::DirBuilderExt;
-        let mut made = made;
-        made.mode(0o700).create(base.recovery_dir()).map_err(failed)?;
-    }
+    // Two people at once may both be the first.
+    made.recursive(true).mode(0o700).create(base.recovery_dir()).map_err(failed)?;
     let output = File::options().create(true).append(true).open(&log).map_err(failed)?;
     let before = output.metadata().map_err(failed)?.len();
     let mut child = Command::new(daemon_program())

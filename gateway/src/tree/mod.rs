@@ -136,6 +136,11 @@ impl Tree {
         self.epoch.load(Ordering::SeqCst)
     }
 
+    /// The data root.
+    pub(crate) fn root(&self) -> &Arc<Node> {
+        &self.root
+    }
+
     /// The node of an object if anybody knows it.
     pub(crate) fn known(&self, stat: &Stat) -> Option<Arc<Node>> {
         self.map.get(stat.ino(), stat.generation())
@@ -178,11 +183,6 @@ impl Tree {
     /// The mount of the data, as [`Stat::mount`] tells it.
     pub(crate) fn mount(&self) -> (u64, u32, u32) {
         self.mount
-    }
-
-    /// The data root.
-    pub(crate) fn root(&self) -> &Arc<Node> {
-        &self.root
     }
 
     /// Opens what a descriptor refers to once more, whatever its names are by now.

@@ -1,9 +1,10 @@
 //! The bytes on the wire, as docs/protocol.md describes them.
 
-use strongroom_protocol::attr::{Attr, Node, Time};
+use strongroom_protocol::attr::{Attr, Node, OpenFlags, Time};
 use strongroom_protocol::codec;
 use strongroom_protocol::frame::{Lengths, MAX_DATA, MAX_HEADER, PREFIX};
 use strongroom_protocol::hello::{Answer, Hello, Refused, RefusedCode, SessionId};
+use strongroom_protocol::lease::{Lease, Note};
 use strongroom_protocol::name::Name;
 use strongroom_protocol::op::{Op, Request, Slot};
 use strongroom_protocol::reply::{Entry, Event, Failure, FenceReason, FromGateway, Outcome};
@@ -109,6 +110,14 @@ fn the_documented_bytes_are_those_on_the_wire() {
     check("Reply (failed)", &failed, &[&word(0), &long(5), &word(10), &word(0), &[2, 0]]);
     let event = bytes(&FromGateway::Event(Event::Fenced(FenceReason::Superseded)));
     check("Event (fenced)", &event, &[&word(1), &word(0), &word(2)]);
+    let note = Note { stamp: 8, node: Lease::Exclusive, names: true, after: None };
+    let leased = bytes(&FromGateway::Leased { id: 5, outcome: Outcome::Done, note });
+    let fields: [&[u8]; 7] = [&word(2), &long(5), &word(0), &long(8), &word(2), &[1], &[0]];
+    check("Reply (leased, done)", &leased, &fields);
+    let event = bytes(&FromGateway::Event(Event::Recall { id: 5, stamp: 8 }));
+    check("Event (recall)", &event, &[&word(1), &word(3), &long(5), &long(8)]);
+    let lost = bytes(&FromGateway::Event(Event::LeasesLost { id: 5, stamp: 8 }));
+    assert_eq!(lost[4..8], word(4));
     let refused = bytes(&Answer::Refused(Refused { code: RefusedCode::Busy, text: "no".into() }));
     check("Answer (refused)", &refused, &[&word(1), &word(6), &long(2), b"no"]);
 }
@@ -127,6 +136,9 @@ fn the_documented_numbers_of_operations_and_failures_are_right() {
         (Op::Ping, 34),
         (Op::Bye, 35),
         (Op::Reclaimed, 36),
+        (Op::TakeLeases, 37),
+        (Op::Recalled { id: 0 }, 38),
+        (Op::OpenRead { node, flags: OpenFlags::default(), offset: 0, length: 0 }, 39),
     ] {
         assert_eq!(first(&bytes(&op)), number, "{}", op.name());
         assert!(
