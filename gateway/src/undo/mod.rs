@@ -6,7 +6,7 @@
 //! [`plan`] and [`carry`] (undoing), [`expire`] (forgetting), [`past`] (history, old versions, who read what).
 //!
 //! What is promised: a change that reached the data has its record and its pre-image, whatever becomes of the process;
-//! after a loss of power, a change that a guest has synced has them (`docs/adr/0010-undo-log.md`).
+//! after a loss of power, a change that a guest has synced has them (`docs/adr/0013-undo-log.md`).
 
 pub(crate) mod capture;
 pub(crate) mod carry;

@@ -624,3 +624,61 @@ fn who_read_what_was_written() {
     assert_eq!(told, [(&b"users/a/one"[..], vec!["office"]), (&b"users/b/bait"[..], vec!["office"])]);
     assert_eq!(blast[1].what, ["created"]);
 }
+
+/// Figures for docs/recovery.md: `cargo test --release -p strongroom-gateway --test engine -- --ignored --nocapture figures`.
+/// `TMPDIR` says on which file system.
+#[test]
+#[ignore = "measures; run it by hand"]
+fn figures() {
+    for window in [0, WINDOW] {
+        let world = Vaulted::new();
+        std::fs::create_dir_all(world.path("users/d")).unwrap();
+        let watcher = world.guest("other", 9, WINDOW);
+        let guest = world.guest("mail", 1, window);
+        let dir = guest.node(0, "d");
+        let timed = |what: &str, act: &mut dyn FnMut()| {
+            let begin = std::time::Instant::now();
+            act();
+            println!("window {window}: {what}: {:?}", begin.elapsed());
+        };
+        timed("create and write 10,000 files of 4 KiB", &mut || {
+            for n in 0..10_000 {
+                let (handle, _) = created(guest.create(dir, &format!("f{n}"), BOTH));
+                written(guest.write(handle, 0, &[7; 4096]));
+                guest.release(handle);
+            }
+        });
+        let (big, _) = created(guest.create(dir, "big", BOTH));
+        let block = vec![1; 1 << 20];
+        timed("write 1 GiB to a new file", &mut || {
+            for n in 0..1024 {
+                written(guest.write(big, n << 20, &block));
+            }
+        });
+        world.clock.forward(20);
+        timed("overwrite 1 GiB", &mut || {
+            for n in 0..1024 {
+                written(guest.write(big, n << 20, &block));
+            }
+        });
+        world.clock.forward(20);
+        timed("overwrite 10,000 x 4 KiB", &mut || {
+            for n in 0..10_000_u64 {
+                written(guest.write(big, (n * 7919 % 250_000) << 12, &block[..4096]));
+            }
+        });
+        let since = world.now();
+        timed("delete 10,000 files", &mut || {
+            for n in 0..10_000 {
+                assert_eq!(guest.unlink(dir, &format!("f{n}")), Outcome::Done);
+            }
+            assert_eq!(guest.unlink(dir, "big"), Outcome::Done);
+        });
+        if window > 0 {
+            timed("take the deletion back", &mut || {
+                assert_eq!(unrestored(&world.undo("mail", since)), []);
+            });
+        }
+        watcher.session.close();
+    }
+}
