@@ -597,6 +597,7 @@ fn with_the_last_connection_all_leases_are_gone_before_there_is_another() {
         let life = state.leases.table().life();
         assert_eq!(ask(transport, unlink("a")).recv_timeout(HANG).unwrap(), Ok(Outcome::Done));
         assert!(!known(state));
-        assert_eq!(state.leases.table().life(), life + 1);
+        // The reader and the keeper may each notice the loss.
+        assert!(state.leases.table().life() > life);
     });
 }
