@@ -331,11 +331,11 @@ impl AdminClient {
         AdminError::Unreachable { address: self.address.clone(), source }
     }
 
-    fn answer(&self, what: String) -> AdminError {
+    pub(crate) fn answer(&self, what: String) -> AdminError {
         AdminError::Answer { address: self.address.clone(), what }
     }
 
-    fn unexpected(&self, answer: &AdminAnswer) -> AdminError {
+    pub(crate) fn unexpected(&self, answer: &AdminAnswer) -> AdminError {
         self.answer(format!("{answer:?}"))
     }
 }

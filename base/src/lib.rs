@@ -22,6 +22,7 @@ pub mod secret;
 pub mod statement;
 pub mod sys;
 pub mod text;
+pub mod undo;
 
 pub use base::Base;
 pub use failure::{Exit, Failure};

@@ -8,7 +8,7 @@ use divan::{Bencher, black_box};
 use strongroom_contracts::terms::{self, Narrowed};
 use strongroom_contracts::{
     Attenuation, Audit, Chain, ContractId, DataPath, Effective, GatewayId, Grant, MountPath, Ownership,
-    PolicyDigest, PublicKey, Rights, SecretKey, SessionLimits, Terms, VerifyContext,
+    PolicyDigest, PublicKey, Rights, SecretKey, SessionLimits, Terms, UndoSpace, VerifyContext,
 };
 
 const NOW: u64 = 1_800_000_000;
@@ -52,6 +52,7 @@ impl Arrival {
             limits: SessionLimits::default(),
             networks: Some(vec!["10.77.0.0/24".parse()?]),
             audit: Audit::Normal,
+            undo: UndoSpace::default(),
             policy: PolicyDigest::of(""),
         };
         let mut chain = Chain::issue(&terms, &issuer)?;

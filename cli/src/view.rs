@@ -6,7 +6,7 @@ use strongroom_contracts::chain::Quota;
 use strongroom_contracts::terms::Narrowed;
 use strongroom_contracts::{
     Application, Audit, Chain, ContractId, DataPath, Effective, GatewayId, MountPath, Network, Ownership,
-    PolicyDigest, PublicKey, Rights, SessionLimits, VerifyError,
+    PolicyDigest, PublicKey, Rights, SessionLimits, UndoFull, UndoSpace, VerifyError,
 };
 
 use crate::output::{Clock, Style, Table, bytes, span};
@@ -33,6 +33,7 @@ pub struct View {
     limits: SessionLimits,
     networks: Option<Vec<Network>>,
     audit: Audit,
+    undo: UndoSpace,
     policy: PolicyDigest,
 }
 
@@ -75,6 +76,7 @@ impl View {
             limits: effective.limits,
             networks: effective.networks.clone(),
             audit: effective.audit,
+            undo: effective.undo,
             policy: effective.policy,
         }
     }
@@ -106,6 +108,7 @@ impl View {
             limits: terms.limits,
             networks: terms.networks.clone(),
             audit: terms.audit,
+            undo: terms.undo,
             policy: terms.policy,
         };
         for block in chain.claimed_attenuations()? {
@@ -176,6 +179,7 @@ impl View {
             },
             "networks": self.networks.as_ref().map(|list| list.iter().map(Network::to_string).collect::<Vec<_>>()),
             "audit": self.audit.name(),
+            "undo": { "space_bytes": self.undo.bytes, "full": self.undo.full.name() },
             "policy": self.policy.to_string(),
         })
     }
@@ -205,6 +209,12 @@ impl View {
         let limits = self.limit_words();
         if !limits.is_empty() {
             line("limits", limits.join(", "));
+        }
+        if let Some(space) = self.undo.bytes {
+            line("undo", format!("at most {} are kept to take changes back", bytes(space)));
+        }
+        if self.undo.full == UndoFull::Forget {
+            line("undo", "the oldest changes are forgotten when its space is used up".to_owned());
         }
         if self.audit == Audit::Strict {
             line("audit", "strict: every operation is on record before it is answered".to_owned());

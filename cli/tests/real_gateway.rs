@@ -79,6 +79,7 @@ fn be_the_gateway() {
     let config = Config::load(Path::new(&config)).unwrap();
     let checked = config.check().unwrap();
     let start = Start {
+        undo: None,
         key: checked.key,
         issuer: config.issuer,
         data: &checked.data,

@@ -16,7 +16,7 @@ use crate::path::{Application, DataPath, MountPath};
 use crate::rights::Rights;
 pub use crate::scope::Quota;
 use crate::scope::{self, Region, Scope};
-use crate::terms::{Attenuation, Audit, Narrowed, Terms, TermsError};
+use crate::terms::{Attenuation, Audit, Narrowed, Terms, TermsError, UndoSpace};
 
 /// Most attenuations after the first block.
 pub const MAX_DEPTH: usize = 4;
@@ -151,6 +151,8 @@ pub struct Effective {
     pub networks: Option<Vec<Network>>,
     /// How it is recorded.
     pub audit: Audit,
+    /// The room of its undo log.
+    pub undo: UndoSpace,
     /// The policy text it was issued from.
     pub policy: PolicyDigest,
 }
@@ -328,6 +330,7 @@ impl Effective {
             limits: terms.limits,
             networks: terms.networks.map(scope::normal_networks),
             audit: terms.audit,
+            undo: terms.undo,
             policy: terms.policy,
         }
     }

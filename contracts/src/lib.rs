@@ -33,4 +33,4 @@ pub use receipt::{FenceReceipt, SignedReceipt};
 pub use revocation::{Revocation, SignedRevocation, Subject};
 pub use rights::{Right, Rights, UnknownRight};
 pub use scope::{Quota, Region, Scope};
-pub use terms::{Attenuation, Audit, Terms, TermsError};
+pub use terms::{Attenuation, Audit, Terms, TermsError, UndoFull, UndoSpace};

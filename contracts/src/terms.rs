@@ -11,7 +11,7 @@ use crate::path::{Application, DataPath, MountPath};
 use crate::rights::Rights;
 
 /// The version of both structures; another one is refused.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Most grants in one block.
 pub const MAX_GRANTS: usize = 64;
 /// Most networks in one block.
@@ -35,6 +35,35 @@ impl Audit {
             Audit::Strict => "strict",
         }
     }
+}
+
+/// What happens when the undo log of a contract has no room for what is about to be changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Encode, Decode)]
+pub enum UndoFull {
+    /// The contract is fenced: nothing is destroyed that could not be brought back.
+    #[default]
+    Fence,
+    /// The oldest changes are forgotten, and cannot be taken back any more.
+    Forget,
+}
+
+impl UndoFull {
+    /// The word used in policy files.
+    pub const fn name(self) -> &'static str {
+        match self {
+            UndoFull::Fence => "fence",
+            UndoFull::Forget => "forget",
+        }
+    }
+}
+
+/// The room of an application's undo log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Encode, Decode)]
+pub struct UndoSpace {
+    /// Most bytes; `None`: the gateway's own bound.
+    pub bytes: Option<u64>,
+    /// What happens when they are used up.
+    pub full: UndoFull,
 }
 
 /// The terms of a contract, signed by the issuer.
@@ -66,6 +95,8 @@ pub struct Terms {
     pub networks: Option<Vec<Network>>,
     /// How it is recorded.
     pub audit: Audit,
+    /// The room of its undo log. No authority, so attenuations leave it as it is.
+    pub undo: UndoSpace,
     /// The policy text it was issued from.
     pub policy: PolicyDigest,
 }

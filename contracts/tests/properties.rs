@@ -13,7 +13,8 @@ use strongroom_contracts::terms::{self, Narrowed};
 use strongroom_contracts::{
     Application, Attenuation, Audit, Chain, ContractId, Effective, FenceReceipt, GatewayId, Grant, KeyId,
     Network, Ownership, PolicyDigest, PublicKey, Revocation, Rights, SessionLimits, SignedReceipt,
-    SignedRevocation, Subject, Terms, VerifyContext, VerifyError, armour, codec, receipt,
+    SignedRevocation, Subject, Terms, UndoFull, UndoSpace, VerifyContext, VerifyError, armour, codec,
+    receipt,
 };
 
 // ---- values ----
@@ -150,6 +151,7 @@ prop_compose! {
             limits,
             networks,
             audit: if strict { Audit::Strict } else { Audit::Normal },
+            undo: UndoSpace { bytes: strict.then_some(7), full: if strict { UndoFull::Forget } else { UndoFull::Fence } },
             policy: PolicyDigest::from_bytes(digest),
         }
     }

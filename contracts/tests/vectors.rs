@@ -65,7 +65,7 @@ fn decoded<T: bincode::Encode + bincode::Decode<()>>(body: &str) -> Result<T, St
 fn show(effective: &Effective) -> String {
     let ids: Vec<_> = effective.ids.iter().map(ContractId::to_string).collect();
     let mut text = format!(
-        "application {}\ngeneration {}\nids {}\nholder {}\nvalid {} until {}\nlimits {:?}\nnetworks {:?}\n",
+        "application {}\ngeneration {}\nids {}\nholder {}\nvalid {} until {}\nlimits {:?}\nnetworks {:?}\nundo space {:?}, {}\n",
         effective.application,
         effective.generation,
         ids.join(" "),
@@ -74,6 +74,8 @@ fn show(effective: &Effective) -> String {
         effective.expires,
         effective.limits,
         effective.networks,
+        effective.undo.bytes,
+        effective.undo.full.name(),
     );
     for one in &effective.grants {
         text += &format!("grant {} at {}: {}", one.data, one.mount, one.rights);
@@ -163,7 +165,7 @@ fn the_verdicts_are_the_intended_ones() {
         ("too-many-grants", "65 grants, more than 64"),
         ("too-many-networks", "33 networks, more than 32"),
         ("unknown-right", "unknown right bit"),
-        ("unknown-version", "version 2 is not supported"),
+        ("unknown-version", "version 3 is not supported"),
         ("escaping-path", "malformed: invalid DataPath"),
         ("nothing-in-common", "no path in common"),
         ("attenuation-signed-as-contract", "block 1 of the contract is not signed by the holder"),
@@ -411,7 +413,7 @@ fn senseless(out: &mut Writer) {
     out.terms("no-networks", "A list of networks without any.", |terms| terms.networks = Some(vec![]));
     out.terms("no-grants", "It grants nothing.", |terms| terms.grants.clear());
     out.terms("no-rights", "A grant without rights.", |terms| terms.grants[0].rights = Rights::NONE);
-    out.terms("unknown-version", "Version 2.", |terms| terms.version = 2);
+    out.terms("unknown-version", "Version 3.", |terms| terms.version = 3);
     out.terms("generation-0", "Generations begin at 1.", |terms| terms.generation = 0);
     out.terms("ends-before-it-begins", "It ends before it begins.", |terms| {
         terms.expires = terms.not_before - 1

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use strongroom_channel::{Address, Channel, ClientTls, Frame, Peer, ServerTls, Socket};
 use strongroom_contracts::{
-    Audit, Chain, ContractId, Grant, Ownership, PolicyDigest, Rights, SecretKey, SessionLimits, Terms, armour,
+    Audit, Chain, ContractId, Grant, Ownership, PolicyDigest, Rights, SecretKey, SessionLimits, Terms,
+    UndoSpace, armour,
 };
 use strongroom_fuse_client::contract::ContractFile;
 use strongroom_fuse_client::errno::Ended;
@@ -172,6 +173,7 @@ fn setup(deadline: Option<Duration>, fetch: bool) -> Setup {
         limits: SessionLimits::default(),
         networks: None,
         audit: Audit::Normal,
+        undo: UndoSpace::default(),
         policy: PolicyDigest::of(""),
     };
     let dir = tempfile::tempdir().unwrap();

@@ -22,14 +22,16 @@
 //!   the session). `Op::Forget` and `Op::Recalled` have no reply: do not send their outcome.
 
 mod dispatch;
+mod outside;
 mod replay;
 mod types;
+mod undoing;
 
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rustix::io::Errno;
@@ -41,16 +43,22 @@ use strongroom_protocol::op::Op;
 use strongroom_protocol::reply::{Failure, Outcome};
 
 pub use crate::gate::{Admission, Turnstile};
+pub(crate) use replay::now as born_now;
 pub use types::*;
 
 use crate::gate::Gate;
 use crate::gate::grant::GrantState;
 use crate::handles::Handles;
-use crate::leases::{Deal, Grace, Lessee, LesseeParts, Lessees, Mode, Waiting};
+use crate::leases::{Change, Deal, Grace, Lessee, LesseeParts, Lessees, Mode, Waiting};
 use crate::locks::Locks;
 use crate::nodes::Nodes;
 use crate::store;
 use crate::tree::{Node, Tree};
+use crate::undo::{Actor, Undo, UndoOptions};
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
 
 /// What all parts of an engine share.
 pub(crate) struct Shared {
@@ -61,9 +69,24 @@ pub(crate) struct Shared {
     pub(crate) options: EngineOptions,
     /// The process may make files for others.
     pub(crate) privileged: bool,
+    /// What changes are taken back with, if that is wanted.
+    pub(crate) undo: Option<Arc<Undo>>,
     /// When it was opened, in the form of a generation.
     pub(crate) started: u64,
     sessions: AtomicU64,
+    /// How long clients may keep what they have leases on, in milliseconds.
+    pub(crate) keep_ms: AtomicU64,
+}
+
+impl Shared {
+    /// Somebody else than the gateway has changed a node: whoever keeps it is told, and not waited for.
+    pub(crate) fn changed_outside(&self, node: &Arc<Node>, change: Change<'_>) {
+        for (session, needs) in change.all_holders(node) {
+            if let Some(lessee) = self.lessees.get(session) {
+                lessee.inform(needs);
+            }
+        }
+    }
 }
 
 /// A request that waits for other sessions to let go of leases. Its marks stay until it is dropped.
@@ -82,6 +105,13 @@ impl Parked {
     /// Those who have not answered lose their leases: it has lasted too long.
     pub fn give_up(&self) {
         self.waiting.give_up(&self.engine);
+    }
+}
+
+impl Shared {
+    /// A number for a session, unique in the life of the process.
+    pub(crate) fn next_session(&self) -> u64 {
+        self.sessions.fetch_add(1, Ordering::SeqCst)
     }
 }
 
@@ -112,6 +142,8 @@ pub struct EngineSession {
     pub(crate) handles: Handles,
     pub(crate) claims: Mutex<HashSet<Claim>>,
     pub(crate) bounds: SessionBounds,
+    /// In whose name changes are kept.
+    pub(crate) actor: Option<Actor>,
     operations: AtomicU64,
     denied: AtomicU64,
     read: AtomicU64,
@@ -124,23 +156,62 @@ impl Engine {
     /// # Errors
     /// [`EngineError`].
     pub fn open(data_root: &Path, options: EngineOptions) -> Result<Engine, EngineError> {
+        Engine::assemble(data_root, options, None)
+    }
+
+    /// The same with an undo log.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn with_undo(
+        data_root: &Path,
+        options: EngineOptions,
+        undo: &UndoOptions,
+    ) -> Result<Engine, EngineError> {
+        Engine::assemble(data_root, options, Some(undo))
+    }
+
+    fn assemble(
+        data_root: &Path,
+        options: EngineOptions,
+        undo: Option<&UndoOptions>,
+    ) -> Result<Engine, EngineError> {
         let cautious = options.special_files == SpecialFiles::Store;
         let tree = Tree::open(data_root, options.directory_fds, cautious).map_err(|errno| match errno {
             Errno::NOSYS => EngineError::Kernel,
             other => EngineError::Root { path: data_root.to_owned(), reason: other.into() },
         })?;
         crate::sys::clear_umask();
+        let undo = match undo {
+            None => None,
+            Some(undo) => Some(Arc::new(
+                Undo::open(&tree, data_root, undo)
+                    .map_err(|errno| EngineError::undo(undo.vault.as_deref().unwrap_or(data_root), errno))?,
+            )),
+        };
         let shared = Shared {
             tree,
             locks: Locks::default(),
             lessees: Lessees::default(),
             grace: Grace::default(),
             options,
+            undo,
             privileged: rustix::process::geteuid().is_root(),
             started: replay::now(),
             sessions: AtomicU64::new(1),
+            keep_ms: AtomicU64::new(millis(options.leases.keep)),
         };
         Ok(Engine { shared: Arc::new(shared) })
+    }
+
+    /// Watches what others than the gateway change below the data root, so that leases may be kept for `keep`.
+    ///
+    /// # Errors
+    /// Why it cannot; leases are kept as before then.
+    pub fn watch_outside(&self, keep: Duration) -> Result<(), std::io::Error> {
+        outside::watch(&self.shared)?;
+        self.shared.keep_ms.store(millis(keep), Ordering::SeqCst);
+        Ok(())
     }
 
     /// Carries out a request; may block on the disk.
@@ -264,7 +335,7 @@ impl EngineSession {
         bounds: SessionBounds,
         claims: &[Claim],
     ) -> EngineSession {
-        let number = engine.shared.sessions.fetch_add(1, Ordering::SeqCst);
+        let number = engine.shared.next_session();
         // Handles of a former process are told apart by the clock; it only matters to clients that mix them up.
         let serial = crate::tree::coarse_ms() as u32;
         let grants: Arc<[GrantState]> = contract.grants.iter().cloned().map(GrantState::new).collect();
@@ -286,6 +357,7 @@ impl EngineSession {
             handles: Handles::new(bounds.handles, serial),
             claims: Mutex::new(claims.iter().copied().collect()),
             bounds,
+            actor: engine.shared.undo.as_ref().map(|undo| undo.actor(contract)),
             operations: AtomicU64::new(0),
             denied: AtomicU64::new(0),
             read: AtomicU64::new(0),

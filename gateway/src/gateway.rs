@@ -21,10 +21,13 @@ use crate::session::parked::Parked;
 use crate::session::registry::Registry;
 use crate::session::{Link, Session};
 use crate::threads::Threads;
+use crate::undo::UndoOptions;
 
 /// How long a fenced connection stays, so that its client hears why.
 const FAREWELL: Duration = Duration::from_secs(2);
-/// How long clients keep what they have leases on, where nobody notices what an administrator changes.
+/// How long clients keep what they have leases on without asking again.
+const WATCHED: Duration = Duration::from_secs(4 * 3600);
+/// The same where nobody notices what an administrator changes.
 const BLIND: Duration = Duration::from_secs(1);
 /// How often the housekeeping looks around, at least.
 const TICK: Duration = Duration::from_secs(1);
@@ -75,6 +78,8 @@ pub struct Start<'a> {
     pub special_files: SpecialFiles,
     /// The clock.
     pub clock: Arc<dyn Clock>,
+    /// The undo log; `None`: nothing can be taken back.
+    pub undo: Option<crate::config::Undo>,
 }
 
 /// A running gateway.
@@ -136,7 +141,17 @@ impl Gateway {
         let leases = LeaseOptions { recall: start.limits.recall, keep: start.limits.keep.unwrap_or(BLIND) };
         let options =
             EngineOptions { leases, special_files: start.special_files, ..EngineOptions::default() };
-        let engine = Engine::open(start.data, options)?;
+        let engine = match start.undo {
+            None => Engine::open(start.data, options)?,
+            Some(undo) => {
+                let kept = UndoOptions {
+                    vault: undo.vault,
+                    space: undo.space,
+                    ..UndoOptions::new(start.clock.clone())
+                };
+                Engine::with_undo(start.data, options, &kept)?
+            }
+        };
         let sessions_dir = state.join("sessions");
         make_directory(&sessions_dir)?;
         let machine = read_machine_boot();
@@ -170,9 +185,11 @@ impl Gateway {
             ..Record { event: "start", ..Record::default() }
         });
         let had_locks = gateway.find_sessions()?;
+        gateway.watch_outside();
         let lessees = gateway.sessions_where(|session| session.slots.leases_taken());
         gateway.engine.begin_lease_grace(lessees.iter().map(|session| &session.engine));
         gateway.begin_lock_grace(had_locks);
+        gateway.keep_undo()?;
         let own = Arc::downgrade(&gateway);
         std::thread::Builder::new()
             .name("housekeeping".into())
@@ -186,6 +203,20 @@ impl Gateway {
             })
             .map_err(|source| StartError::State { path: "housekeeping thread".into(), source })?;
         Ok(gateway)
+    }
+
+    /// Leases are long if it is noticed what others than the gateway change.
+    fn watch_outside(&self) {
+        let keep = self.limits.keep.unwrap_or(WATCHED);
+        if let Err(error) = self.engine.watch_outside(keep) {
+            let kept = self.limits.keep.unwrap_or(BLIND);
+            let text = format!(
+                "changes of the data behind the gateway's back are not noticed (fanotify: {error}; it needs CAP_SYS_ADMIN): \
+                 clients ask again after {} ms; set `keep` in [leases] if nobody else changes the data",
+                kept.as_millis()
+            );
+            self.audit.note(Record { event: "leases", text: Some(text), ..Record::default() });
+        }
     }
 
     /// The gateway's public key.

@@ -25,3 +25,5 @@ mod sys;
 pub mod threads;
 pub mod trail;
 mod tree;
+pub mod undo;
+mod undoing;

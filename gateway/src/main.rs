@@ -80,6 +80,7 @@ fn serve(config: &Config, checked: Checked) -> Result<impl FnOnce() + use<>, Fai
         state: &checked.state,
         limits: config.limits,
         special_files: config.special_files,
+        undo: config.undo.clone(),
         clock: Arc::new(SystemClock),
     };
     let gateway = Gateway::start(start).map_err(|error| match error {

@@ -1,8 +1,8 @@
 #![allow(unsafe_code, reason = "system calls that rustix does not offer; each with its reason")]
 //! System calls that need `libc`: the file-system identity of a thread, chmod of an O_PATH descriptor, the umask, the
-//! scheduling of a thread.
+//! scheduling of a thread, fanotify and file handles.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::io::Errno;
 
@@ -150,4 +150,67 @@ pub(crate) fn set_pace(pace: Pace) -> Result<(), Errno> {
         )
     };
     if result == 0 { Ok(()) } else { Err(last_error()) }
+}
+
+/// Watches all changes in the file system that a directory is on (fanotify(7)). The descriptor does not block.
+///
+/// # Errors
+/// Those of fanotify_init(2) and fanotify_mark(2); `EPERM` without CAP_SYS_ADMIN.
+pub(crate) fn watch_file_system(root: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let flags = libc::FAN_CLASS_NOTIF
+        | libc::FAN_CLOEXEC
+        | libc::FAN_NONBLOCK
+        | libc::FAN_REPORT_DFID_NAME
+        | libc::FAN_REPORT_FID
+        | libc::FAN_REPORT_TARGET_FID;
+    // SAFETY: fanotify_init(2) takes numbers and returns a descriptor or an error.
+    let fd = unsafe { libc::fanotify_init(flags, 0) };
+    if fd < 0 {
+        return Err(last_error());
+    }
+    // SAFETY: the descriptor was just opened and belongs to nobody else.
+    let events = unsafe { OwnedFd::from_raw_fd(fd) };
+    let mask = libc::FAN_MODIFY
+        | libc::FAN_ATTRIB
+        | libc::FAN_CREATE
+        | libc::FAN_DELETE
+        | libc::FAN_MOVED_FROM
+        | libc::FAN_MOVED_TO
+        | libc::FAN_ONDIR;
+    let how = libc::FAN_MARK_ADD | libc::FAN_MARK_FILESYSTEM;
+    // SAFETY: both descriptors are open for the length of the call, the path is a constant with its NUL.
+    let result =
+        unsafe { libc::fanotify_mark(events.as_raw_fd(), how, mask, root.as_raw_fd(), c".".as_ptr()) };
+    if result == 0 { Ok(events) } else { Err(last_error()) }
+}
+
+/// The longest file handle (`MAX_HANDLE_SZ`, fcntl.h).
+const MAX_HANDLE: usize = 128;
+
+#[repr(C)]
+struct FileHandle {
+    length: u32,
+    kind: i32,
+    bytes: [u8; MAX_HANDLE],
+}
+
+/// An O_PATH descriptor of the object with this handle, in the file system that `mount` is on (open_by_handle_at(2)).
+///
+/// # Errors
+/// `ESTALE` if there is no such object; `EPERM` without CAP_DAC_READ_SEARCH; `EINVAL` for a handle that is too long.
+pub(crate) fn open_by_handle(mount: BorrowedFd<'_>, kind: i32, bytes: &[u8]) -> Result<OwnedFd, Errno> {
+    let mut handle = FileHandle { length: 0, kind, bytes: [0; MAX_HANDLE] };
+    let Some(room) = handle.bytes.get_mut(..bytes.len()) else { return Err(Errno::INVAL) };
+    room.copy_from_slice(bytes);
+    // At most MAX_HANDLE.
+    handle.length = bytes.len() as u32;
+    let flags = libc::O_PATH | libc::O_CLOEXEC | libc::O_NOFOLLOW;
+    // SAFETY: the structure has the layout of `struct file_handle` with its bytes behind it, and is only read.
+    let fd =
+        unsafe { libc::syscall(libc::SYS_open_by_handle_at, mount.as_raw_fd(), &raw const handle, flags) };
+    match i32::try_from(fd) {
+        // SAFETY: the descriptor was just opened and belongs to nobody else.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(last_error()),
+    }
 }

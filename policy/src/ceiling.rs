@@ -2,7 +2,7 @@
 
 use strongroom_contracts::terms::VERSION;
 use strongroom_contracts::{
-    ContractId, DataPath, GatewayId, Grant, KeyId, NameError, PublicKey, Rights, Terms, TermsError,
+    ContractId, DataPath, GatewayId, Grant, KeyId, NameError, PublicKey, Rights, Terms, TermsError, UndoSpace,
 };
 
 use crate::place::{Place, Setting};
@@ -164,6 +164,10 @@ impl Policy {
             limits: self.limits,
             networks: self.networks.as_ref().map(|networks| networks.value.clone()),
             audit: self.audit.value,
+            undo: UndoSpace {
+                bytes: self.undo_space.as_ref().map(|space| space.value),
+                full: self.undo_full.value,
+            },
             policy: self.digest,
         };
         match terms.check() {

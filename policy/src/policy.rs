@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use strongroom_contracts::{
-    Application, Audit, DataPath, Grant, MountPath, Network, PolicyDigest, Right, SessionLimits,
+    Application, Audit, DataPath, Grant, MountPath, Network, PolicyDigest, Right, SessionLimits, UndoFull,
 };
 
 use crate::place::{Place, Setting};
@@ -35,6 +35,10 @@ pub struct Policy {
     pub networks: Option<Setting<Vec<Network>>>,
     /// How it is recorded.
     pub audit: Setting<Audit>,
+    /// Most bytes that its undo log takes; `None`: the gateway's own bound.
+    pub undo_space: Option<Setting<u64>>,
+    /// What happens when they are used up.
+    pub undo_full: Setting<UndoFull>,
     /// What is done after an attack.
     pub recovery: Option<Recovery>,
     /// SHA-256 of the file's text.

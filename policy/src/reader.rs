@@ -19,8 +19,19 @@ use table::Table;
 /// The longest policy file that is read, in bytes.
 const MAX_TEXT_BYTES: usize = 1 << 20;
 
-const TOP_KEYS: [&str; 9] =
-    ["application", "guest", "lifetime", "until", "networks", "audit", "grant", "limits", "recovery"];
+const TOP_KEYS: [&str; 11] = [
+    "application",
+    "guest",
+    "lifetime",
+    "until",
+    "networks",
+    "audit",
+    "undo-space",
+    "undo-full",
+    "grant",
+    "limits",
+    "recovery",
+];
 
 /// What was read from one file.
 pub(crate) struct Read {
@@ -130,6 +141,10 @@ fn read_top(errors: &mut Errors<'_>, root: &dyn TableLike) -> (Option<Policy>, O
     let audit = top
         .parsed(errors, "audit", "strict", settings::audit)
         .unwrap_or(Setting::default_of(Default::default()));
+    let undo_space = top.parsed(errors, "undo-space", "10 GiB", settings::undo_space);
+    let undo_full = top
+        .parsed(errors, "undo-full", "fence", settings::undo_full)
+        .unwrap_or(Setting::default_of(Default::default()));
     let (limits, limit_places) = settings::limits(errors, &top);
     let recovery = settings::recovery(errors, &top);
     let grants = grant::grants(errors, &top);
@@ -157,6 +172,8 @@ fn read_top(errors: &mut Errors<'_>, root: &dyn TableLike) -> (Option<Policy>, O
         limit_places,
         networks,
         audit,
+        undo_space,
+        undo_full,
         recovery,
         digest: PolicyDigest::of(&source.text),
         file: source.file.clone(),

@@ -168,6 +168,18 @@ fn settings_of_the_whole() {
             NARROWER,
         ),
         ("lifetime", "audit = \"strict\"\nlifetime", "mail CHANGES audit from normal to strict", NARROWER),
+        (
+            "lifetime",
+            "undo-space = \"9 GiB\"\nlifetime",
+            "mail CHANGES undo-space from the gateway's bound to 9 GiB",
+            WIDER,
+        ),
+        (
+            "lifetime",
+            "undo-full = \"forget\"\nlifetime",
+            "mail CHANGES undo-full from fence to forget",
+            WIDER,
+        ),
         ("\"mail-guest\"", "\"other\"", "mail CHANGES guest from mail-guest to other", SIDEWAYS),
         (
             "lifetime",

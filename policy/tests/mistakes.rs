@@ -101,6 +101,13 @@ fn lifetime_until_audit() {
 }
 
 #[test]
+fn undo_space_and_full() {
+    assert_one(&format!("{GRANT}undo-full = \"forgt\""), 5, 13, "`forgt` is not something to do", "`forget`");
+    assert_one(&format!("{GRANT}undo-space = \"0 B\""), 5, 14, "without space", "remove the key");
+    assert_one(&format!("{GRANT}undo-space = 7"), 5, 14, "is a string such as \"10 GiB\"", "");
+}
+
+#[test]
 fn networks() {
     assert_mistakes(
         &format!("{GRANT}networks = [\"10.77.0.1/24\", \"ten\", 7]"),

@@ -67,7 +67,7 @@ fn pieces() -> impl Strategy<Value = String> {
         Just("[grant]\n".to_owned()),
         Just("[limits]\n".to_owned()),
         Just("[recovery]\n".to_owned()),
-        "(application|guest|lifetime|until|networks|audit|path|mount|rights|quota|files|undo|on|steps|op-rate) = "
+        "(application|guest|lifetime|until|networks|audit|undo-space|undo-full|path|mount|rights|quota|files|undo|on|steps|op-rate) = "
             .prop_map(|key| key),
         "(\"[a-z/. 0-9]{0,12}\"|[0-9]{1,20}|\\[|\\]|\\{|\\}|,|true|2027-01-0[0-9]|'''|\"\"\"|\\\\u[0-9a-f]{4})[\n ]"
             .prop_map(|value| value),

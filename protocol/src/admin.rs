@@ -2,7 +2,7 @@
 //! ([`crate::codec::encode_list`]), in pages that fit.
 
 use bincode::{Decode, Encode};
-use strongroom_contracts::{Application, ContractId, GatewayId, PublicKey};
+use strongroom_contracts::{Application, ContractId, DataPath, GatewayId, PublicKey};
 
 use crate::hello::SessionId;
 
@@ -60,6 +60,40 @@ pub enum AdminRequest {
         /// Where the last page ended.
         from: AuditPlace,
     },
+    /// Take changes back. Answer: `UndoBegun`, at once; how it goes on is told by `UndoProgress`.
+    Undo(UndoRequest),
+    /// How far an undo is. Answer: `UndoProgress`.
+    UndoProgress {
+        /// Which.
+        run: ContractId,
+        /// Paths from this one on (they are told when it has come to its end).
+        from: u64,
+    },
+    /// What an application touched, and who has read that since. Answer: `Blast`.
+    Blast {
+        /// Whose.
+        application: Application,
+        /// Since when, Unix seconds.
+        since: u64,
+        /// Paths from this one on.
+        from: u64,
+    },
+    /// What happened to a path. Answer: `History`.
+    History {
+        /// From the data root.
+        path: DataPath,
+        /// Items from this one on.
+        from: u64,
+    },
+    /// A part of a file as it was. Answer: `FileAt`.
+    FileAt {
+        /// From the data root.
+        path: DataPath,
+        /// When, Unix seconds.
+        at: u64,
+        /// From this byte on.
+        offset: u64,
+    },
 }
 
 /// A place in the audit trail, between two lines. The default: the beginning of what is kept.
@@ -69,6 +103,23 @@ pub struct AuditPlace {
     pub file: u64,
     /// Bytes from its beginning.
     pub offset: u64,
+}
+
+/// What is to be taken back.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct UndoRequest {
+    /// Whose changes.
+    pub application: Application,
+    /// Only those under this contract (any block of its chain).
+    pub contract: Option<ContractId>,
+    /// Not the application's changes, but those of this undo.
+    pub undo: Option<ContractId>,
+    /// From when on, Unix seconds.
+    pub since: u64,
+    /// Only at or below this path, from the data root.
+    pub path: Option<DataPath>,
+    /// Only tell what would be done.
+    pub dry_run: bool,
 }
 
 /// The answer to an administrator.
@@ -122,6 +173,30 @@ pub enum AdminAnswer {
         next: AuditPlace,
         /// Whether there may be more.
         more: bool,
+    },
+    /// An undo has begun.
+    UndoBegun {
+        /// Its number; to take it back, name it as `undo`.
+        run: ContractId,
+    },
+    /// How far it is. Data: a list of [`UndoItem`], if it has come to its end.
+    UndoProgress(UndoProgress),
+    /// Data: a list of [`BlastInfo`].
+    Blast {
+        /// How many there are in all.
+        total: u64,
+    },
+    /// Data: a list of [`HistoryInfo`].
+    History {
+        /// How many there are in all.
+        total: u64,
+    },
+    /// Data: bytes of the file.
+    FileAt {
+        /// Its size.
+        size: u64,
+        /// All of it is as it was; not so if parts are forgotten or were written by somebody of whom nothing is kept.
+        whole: bool,
     },
     /// Refused or failed, and why.
     Failed {
@@ -257,4 +332,76 @@ impl AlertKind {
             AlertKind::UndoSpace => "undo-space",
         }
     }
+}
+/// How far an undo is.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct UndoProgress {
+    /// Steps done.
+    pub done: u64,
+    /// Steps in all; 0: not known yet.
+    pub total: u64,
+    /// It has come to its end.
+    pub finished: bool,
+    /// Why it came to its end too early.
+    pub failed: Option<String>,
+    /// Changes from before could not be looked at: they are forgotten.
+    pub expired: bool,
+    /// From when on changes were taken back, Unix seconds.
+    pub since: u64,
+    /// Paths that it tells of.
+    pub items: u64,
+}
+
+/// What became of a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum UndoVerdict {
+    /// It is as it was.
+    Restored,
+    /// Somebody else changed it since: theirs is kept.
+    Kept,
+    /// What it was is forgotten.
+    Expired,
+    /// It could not be brought back.
+    Failed,
+}
+
+/// What became of one path.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct UndoItem {
+    /// From the data root.
+    pub path: Vec<u8>,
+    /// What.
+    pub verdict: UndoVerdict,
+    /// Where the old version is, if it is not at the path.
+    pub beside: Option<Vec<u8>>,
+    /// Why, in words; may be empty.
+    pub why: String,
+}
+
+/// What an application did to a path.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct BlastInfo {
+    /// From the data root.
+    pub path: Vec<u8>,
+    /// What, in words.
+    pub what: Vec<String>,
+    /// When last, Unix seconds.
+    pub last: u64,
+    /// Who has read it since, and when first (Unix seconds).
+    pub readers: Vec<(String, u64)>,
+}
+
+/// One thing that happened to a path.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct HistoryInfo {
+    /// When, in microseconds since the Unix epoch.
+    pub at_us: u64,
+    /// By whom.
+    pub application: String,
+    /// Under which contract (or undo), if that is known.
+    pub contract: Option<ContractId>,
+    /// What, in words.
+    pub what: String,
+    /// It can be taken back.
+    pub kept: bool,
 }

@@ -167,7 +167,7 @@ fn contract() -> Effective {
         ownership: Ownership::Single,
     };
     let terms = Terms {
-        version: 1,
+        version: strongroom_contracts::terms::VERSION,
         id: ContractId::from_bytes(strongroom_contracts::keys::random().unwrap()),
         issuer: issuer.public().id(),
         application: "test".parse().unwrap(),
@@ -180,6 +180,7 @@ fn contract() -> Effective {
         limits: SessionLimits::default(),
         networks: None,
         audit: Audit::Normal,
+        undo: strongroom_contracts::UndoSpace::default(),
         policy: PolicyDigest::of(""),
     };
     let chain = Chain::issue(&terms, &issuer).unwrap();

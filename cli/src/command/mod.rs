@@ -1,8 +1,11 @@
 //! The subcommands, one file each, and what they share: where the base directory is, what time it is, how to speak.
 
 mod attenuate;
+mod blast;
+mod cat;
 mod enroll;
 mod grant;
+mod history;
 mod incidents;
 mod init;
 mod keygen;
@@ -14,6 +17,7 @@ mod renew;
 mod revoke;
 mod sessions;
 mod show;
+mod undo;
 
 use std::io::{stderr, stdout};
 use std::path::{Path, PathBuf};
@@ -69,6 +73,10 @@ enum Command {
     Show(show::Show),
     List(list::List),
     Sessions(sessions::Sessions),
+    Undo(undo::Undo),
+    Blast(blast::Blast),
+    History(history::History),
+    Cat(cat::Cat),
     Policy(policy::Policy),
     Recover(recover::Recover),
     Incidents(incidents::Incidents),
@@ -86,7 +94,8 @@ pub(crate) struct Context {
     /// When the command began.
     pub started: Instant,
     timeout: Duration,
-    json: bool,
+    /// The result is wanted as JSON.
+    pub json: bool,
 }
 
 impl Context {
@@ -183,6 +192,10 @@ fn run(command: Command, context: &Context) -> Result<Report, Failure> {
         Command::Show(args) => args.run(context),
         Command::List(args) => args.run(context),
         Command::Sessions(args) => args.run(context),
+        Command::Undo(args) => args.run(context),
+        Command::Blast(args) => args.run(context),
+        Command::History(args) => args.run(context),
+        Command::Cat(args) => args.run(context),
         Command::Policy(args) => args.run(context),
         Command::Recover(args) => args.run(context),
         Command::Incidents(args) => args.run(context),

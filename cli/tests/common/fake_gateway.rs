@@ -167,7 +167,12 @@ impl Door {
             }
             AdminRequest::FenceLocally { .. }
             | AdminRequest::Alerts { .. }
-            | AdminRequest::AuditLines { .. } => refused("no"),
+            | AdminRequest::AuditLines { .. }
+            | AdminRequest::Undo(_)
+            | AdminRequest::UndoProgress { .. }
+            | AdminRequest::Blast { .. }
+            | AdminRequest::History { .. }
+            | AdminRequest::FileAt { .. } => refused("no"),
         }
     }
 

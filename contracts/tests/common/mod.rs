@@ -10,7 +10,7 @@ use strongroom_contracts::keys::Domain;
 use strongroom_contracts::terms::{self, Narrowed};
 use strongroom_contracts::{
     Attenuation, Audit, Chain, ContractId, DataPath, Grant, MountPath, Ownership, PolicyDigest, PublicKey,
-    Rights, SecretKey, SessionLimits, Terms, codec,
+    Rights, SecretKey, SessionLimits, Terms, UndoSpace, codec,
 };
 
 /// 2027-01-15T08:00:00Z, the time at which vectors are verified.
@@ -79,6 +79,7 @@ pub fn mail() -> Terms {
         limits: SessionLimits { write_rate: Some(50 << 20), ..SessionLimits::default() },
         networks: Some(vec!["10.77.0.0/16".parse().expect("a network")]),
         audit: Audit::Normal,
+        undo: UndoSpace::default(),
         policy: PolicyDigest::from_bytes([0xd1; 32]),
     }
 }

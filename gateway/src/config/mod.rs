@@ -143,7 +143,21 @@ pub struct Config {
     pub limits: Limits,
     /// Special files.
     pub special_files: SpecialFiles,
+    /// The undo log; `None`: nothing can be taken back.
+    pub undo: Option<Undo>,
 }
+
+/// The undo log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Undo {
+    /// Its vault, on the file system of the data; `None`: inside the data root, where nobody can name it.
+    pub vault: Option<PathBuf>,
+    /// The space of an application whose contracts do not say, in bytes.
+    pub space: u64,
+}
+
+/// 10 GiB.
+const UNDO_SPACE: u64 = 10 << 30;
 
 #[derive(Clone, Copy, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -169,6 +183,8 @@ struct Raw {
     leases: RawLeases,
     #[serde(default)]
     store: RawStore,
+    #[serde(default)]
+    undo: RawUndo,
 }
 
 #[derive(Deserialize)]
@@ -202,6 +218,14 @@ struct RawLimits {
     stall: Option<String>,
     audit_size: Option<String>,
     audit_files: Option<u64>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct RawUndo {
+    keep: Option<bool>,
+    vault: Option<PathBuf>,
+    space: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -269,6 +293,7 @@ impl Config {
             native,
             admin,
             limits: source.limits(&raw.limits, &raw.leases)?,
+            undo: source.undo(&raw.undo, base)?,
             special_files: match raw.store.special_files {
                 RawSpecialFiles::Refuse => SpecialFiles::Refuse,
                 RawSpecialFiles::Store => SpecialFiles::Store,
@@ -360,6 +385,17 @@ impl Source<'_> {
             None => ("network", raw.network.as_str()),
         };
         self.listen(("admin", address), interface, network).map(|listen| Some(AdminListen::Tcp(listen)))
+    }
+
+    fn undo(&self, raw: &RawUndo, base: &Path) -> Result<Option<Undo>, ConfigError> {
+        if raw.keep == Some(false) {
+            return Ok(None);
+        }
+        let space = match &raw.space {
+            None => UNDO_SPACE,
+            Some(text) => units::size(text).map_err(|text| self.at("space", text))?,
+        };
+        Ok(Some(Undo { vault: raw.vault.as_ref().map(|vault| base.join(vault)), space }))
     }
 
     fn limits(&self, raw: &RawLimits, leases: &RawLeases) -> Result<Limits, ConfigError> {

@@ -168,6 +168,7 @@ impl AdminDoor {
             return;
         }
         let mut frame = Frame::new();
+        let mut past = super::undo::Past::default();
         loop {
             // While it waits, and while it fences: not to list what there is.
             hurry(Pace::Urgent);
@@ -178,7 +179,7 @@ impl AdminDoor {
                     if !is_urgent(&request) {
                         hurry(Pace::Usual);
                     }
-                    self.answer(request, frame.data(), asked)
+                    self.answer(request, frame.data(), asked, &mut past)
                 }
                 Err(error) => {
                     self.note("violation", Some(peer), from, error.to_string());
@@ -197,7 +198,13 @@ impl AdminDoor {
         closer.close();
     }
 
-    fn answer(&self, request: AdminRequest, data: &[u8], asked: Instant) -> Answered {
+    fn answer(
+        &self,
+        request: AdminRequest,
+        data: &[u8],
+        asked: Instant,
+        past: &mut super::undo::Past,
+    ) -> Answered {
         let gateway = &self.gateway;
         match request {
             AdminRequest::Status => self.status().map_or_else(broken, Answered::plain),
@@ -248,6 +255,14 @@ impl AdminDoor {
                 }
                 Err(error) => broken(error),
             },
+            AdminRequest::Undo(_)
+            | AdminRequest::UndoProgress { .. }
+            | AdminRequest::Blast { .. }
+            | AdminRequest::History { .. }
+            | AdminRequest::FileAt { .. } => {
+                let (answer, data) = super::undo::answer(gateway, request, past);
+                Answered { answer, data, receipt: None }
+            }
             AdminRequest::Generation { application } => {
                 let of = gateway.ledger.generations(&application);
                 Answered::plain(AdminAnswer::Generation { lowest: of.lowest, highest: of.highest })
@@ -346,7 +361,12 @@ fn is_urgent(request: &AdminRequest) -> bool {
         | AdminRequest::Deposit
         | AdminRequest::Sessions { .. }
         | AdminRequest::Contracts { .. }
-        | AdminRequest::AuditLines { .. } => false,
+        | AdminRequest::AuditLines { .. }
+        | AdminRequest::Undo(_)
+        | AdminRequest::UndoProgress { .. }
+        | AdminRequest::Blast { .. }
+        | AdminRequest::History { .. }
+        | AdminRequest::FileAt { .. } => false,
     }
 }
 

@@ -4,4 +4,5 @@
 pub mod admin;
 pub mod listen;
 pub mod native;
+mod undo;
 mod watch;

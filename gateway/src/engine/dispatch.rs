@@ -1,6 +1,6 @@
 //! From operations to the gate and the store.
 
-use std::time::Duration;
+use std::sync::atomic::Ordering;
 
 use rustix::io::Errno;
 use strongroom_protocol::attr::{Handle, Node, OpenFlags};
@@ -254,11 +254,10 @@ fn attempt(gate: &Gate<'_>, call: Call<'_>, out: &mut ReplyBuf) -> Checked<Answe
 fn take_leases(gate: &Gate<'_>) -> Outcome {
     gate.session.lessee.begin();
     gate.engine.grace.back(gate.session.number);
-    let offered = &gate.engine.options.leases;
-    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let recall = gate.engine.options.leases.recall;
     Outcome::Terms(LeaseTerms {
-        keep_ms: ms(offered.keep),
-        recall_ms: u32::try_from(ms(offered.recall)).unwrap_or(u32::MAX),
+        keep_ms: gate.engine.keep_ms.load(Ordering::Relaxed),
+        recall_ms: u32::try_from(recall.as_millis()).unwrap_or(u32::MAX),
         most: u32::try_from(gate.session.bounds.leases).unwrap_or(u32::MAX),
     })
 }

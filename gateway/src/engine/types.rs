@@ -50,6 +50,14 @@ pub enum EngineError {
         /// Why.
         reason: std::io::Error,
     },
+    /// The vault of the undo log cannot be used.
+    #[error("the undo vault `{}` cannot be used: {reason}", .path.display())]
+    Vault {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// The kernel lacks openat2(2).
     #[error("this kernel has no openat2 with RESOLVE_BENEATH; Linux 5.10 or later is needed")]
     Kernel,
@@ -264,5 +272,17 @@ impl Done {
         // Linux error numbers are below 4096.
         let failure = strongroom_protocol::reply::Failure::Errno(errno.raw_os_error() as u16);
         Outcome::Failed(failure).into()
+    }
+}
+
+impl EngineError {
+    pub(crate) fn undo(path: &std::path::Path, errno: rustix::io::Errno) -> EngineError {
+        use rustix::io::Errno;
+        let reason = match errno {
+            Errno::XDEV => "it must be on the file system of the data root, and on the same mount; choose a directory there".into(),
+            Errno::INVAL => "the directory holds something else; name an empty or a new one".into(),
+            other => std::io::Error::from(other).to_string(),
+        };
+        EngineError::Vault { path: path.to_owned(), reason }
     }
 }

@@ -8,8 +8,9 @@ use strongroom_protocol::lease::Lease;
 
 use super::grant::GrantState;
 use super::refusal::Checked;
-use super::{InDirs, Permit, Scope};
-use crate::leases::{Change, Deed, Held, Lessee, Wish};
+use super::{Permit, Scope};
+use crate::engine::Shared;
+use crate::leases::{Change, Deal, Deed, Held, Lessee, Wish};
 use crate::tree::{Node, Stat};
 
 impl Scope<'_> {
@@ -129,36 +130,50 @@ impl<On> Permit<'_, On> {
         }
         keeps
     }
-}
 
-impl Permit<'_, InDirs> {
-    /// To be called before a directory is moved, after [`Permit::changing`]. If it `crosses` the border of somebody's grant,
-    /// those on whose side it appears or vanishes forget all that they hold: what lies below it may be theirs no more.
+    /// To be called before a directory is moved from one to another, after [`Permit::changing`]. If it `crosses` the border
+    /// of somebody's grant, those on whose side it appears or vanishes forget all that they hold: what lies below it may be
+    /// theirs no more.
     ///
     /// # Errors
     /// As [`Permit::changing`].
-    pub(crate) fn moving(&self, crosses: bool, moved: &[&Arc<Node>]) -> Checked<()> {
-        if !crosses || !moved.iter().any(|node| node.is_dir()) {
-            return Ok(());
-        }
-        let tree = self.tree();
-        let differs = |root: &Node| tree.beneath(self.from(), root) != tree.beneath(self.to(), root);
-        let concerned = |lessee: &Lessee| {
-            let roots = lessee.grants.iter().filter_map(GrantState::present_root);
-            let below = |root: &Node| moved.iter().any(|node| tree.beneath(root, node));
-            lessee.takes() && roots.into_iter().any(|root| differs(&root) || below(&root))
-        };
-        let mut all = self.scope.engine.lessees.all();
-        all.retain(|lessee| concerned(lessee));
-        self.scope.deal.moving(all)
+    pub(crate) fn moving(
+        &self,
+        ends: (&Arc<Node>, &Arc<Node>),
+        crosses: bool,
+        moved: &[&Arc<Node>],
+    ) -> Checked<()> {
+        moving(self.scope.engine, self.scope.deal, ends, crosses, moved)
     }
 
-    /// The same for a name that went from one directory to another, whose attributes are told.
-    pub(crate) fn moved_names(&self) {
-        let (from, to) = (self.from(), self.to());
+    /// To be called after a name went from one directory to another, whose attributes are told.
+    pub(crate) fn moved_names(&self, from: &Arc<Node>, to: &Arc<Node>) {
         let here = from.id == to.id
             || self.scope.hold(from, Wish::Touch).is_ok_and(|held| held.lease != Lease::None);
         let there = self.changed_names(to);
         self.scope.deal.note_names(here && there);
     }
+}
+
+/// As [`Permit::moving`], for whoever moves.
+pub(crate) fn moving(
+    engine: &Shared,
+    deal: &Deal,
+    (from, to): (&Arc<Node>, &Arc<Node>),
+    crosses: bool,
+    moved: &[&Arc<Node>],
+) -> Checked<()> {
+    if !crosses || !moved.iter().any(|node| node.is_dir()) {
+        return Ok(());
+    }
+    let tree = &engine.tree;
+    let differs = |root: &Node| tree.beneath(from, root) != tree.beneath(to, root);
+    let concerned = |lessee: &Lessee| {
+        let roots = lessee.grants.iter().filter_map(GrantState::present_root);
+        let below = |root: &Node| moved.iter().any(|node| tree.beneath(root, node));
+        lessee.takes() && roots.into_iter().any(|root| differs(&root) || below(&root))
+    };
+    let mut all = engine.lessees.all();
+    all.retain(|lessee| concerned(lessee));
+    deal.moving(all)
 }

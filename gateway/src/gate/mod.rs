@@ -6,7 +6,7 @@
 //! store takes one.
 
 pub(crate) mod grant;
-mod lease;
+pub(crate) mod lease;
 pub(crate) mod refusal;
 pub(crate) mod rules;
 pub mod turnstile;
@@ -30,6 +30,7 @@ use crate::quota::Limit;
 use crate::sys::Identity;
 use crate::tree::sections::Section;
 use crate::tree::{Node, Stat, Tree};
+use crate::undo::{Capture, Undo};
 use grant::{GrantState, Root};
 use refusal::{Checked, Refusal};
 use rules::{Deed, Needs, Unless};
@@ -384,6 +385,22 @@ impl<On> Permit<'_, On> {
         })
     }
 
+    /// What keeps what is about to be changed.
+    pub(crate) fn undo(&self) -> Capture<'_> {
+        let Scope { engine, session, grant, .. } = &self.scope;
+        Capture::new(engine.undo.as_deref(), session.actor.as_ref(), &engine.tree, grant.terms.undo_secs)
+    }
+
+    /// The undo log, if there is one.
+    pub(crate) fn undo_log(&self) -> Option<&Arc<Undo>> {
+        self.scope.engine.undo.as_ref()
+    }
+
+    /// Brings what could bring old bytes back to the disk.
+    pub(crate) fn sync_undo(&self) -> Checked<()> {
+        Ok(self.undo_log().map_or(Ok(()), |undo| undo.sync())?)
+    }
+
     /// The limits on what may be held here.
     pub(crate) fn limits(&self) -> Checked<Arc<[Limit]>> {
         self.scope.grant.limits(self.tree())
@@ -430,6 +447,7 @@ impl<On> Permit<'_, On> {
     /// Attributes as the session may see them.
     pub(crate) fn show(&self, stat: &Stat) -> Attr {
         let mut attr = stat.attr();
+        attr.nlink = self.tree().links(stat);
         if self.ownership() == Ownership::Single {
             (attr.uid, attr.gid) = (0, 0);
         }

@@ -262,7 +262,7 @@ impl Deal {
             }
             // One that is not there any more is over, and so are its leases.
             if let Some(lessee) = engine.lessees.get(session)
-                && let Some(until) = lessee.recall(own, Some(&wait))
+                && let Some(until) = lessee.recall(own, &wait)
             {
                 holders.push((until, lessee));
             }

@@ -307,13 +307,29 @@ impl Lessee {
 
     fn make_room(&self, leaving: Vec<Need>) {
         if !leaving.is_empty() {
-            let _ = self.recall(leaving, None);
+            let _ = self.recall_for(leaving, None, true);
         }
+    }
+
+    /// Asks the client to forget things that have changed already.
+    pub(crate) fn inform(&self, needs: Vec<Need>) {
+        let _ = self.recall_for(needs, None, false);
+    }
+
+    /// Asks the client to forget everything, as anything may have changed already.
+    pub(crate) fn recall_everything(&self) {
+        let mut needs = self.everything();
+        needs.iter_mut().for_each(|need| need.what = What::All { data: true, open: false });
+        self.inform(needs);
     }
 
     /// Asks the client to forget things; `wait` is told when it has. Returns until when it has time; `None`: there is
     /// nothing to wait for.
-    pub(super) fn recall(&self, needs: Vec<Need>, wait: Option<&Arc<Wait>>) -> Option<Instant> {
+    pub(super) fn recall(&self, needs: Vec<Need>, wait: &Arc<Wait>) -> Option<Instant> {
+        self.recall_for(needs, Some(wait), false)
+    }
+
+    fn recall_for(&self, needs: Vec<Need>, wait: Option<&Arc<Wait>>, for_room: bool) -> Option<Instant> {
         let asked = needs.len();
         let mut prepared = 0;
         let mut messages = vec![];
@@ -339,12 +355,12 @@ impl Lessee {
                 let items: Vec<Item> = fresh.by_ref().take(MAX_ITEMS).filter_map(Item::prepare).collect();
                 prepared += items.len();
                 if !items.is_empty() {
-                    messages.push(self.enter(&mut recalls, items, wait));
+                    messages.push(self.enter(&mut recalls, items, wait, for_room));
                 }
             }
             (until, recalls.pending.len() > MOST_PENDING)
         };
-        if wait.is_none() && prepared < asked {
+        if for_room && prepared < asked {
             let mut table = self.table.lock();
             table.leaving = table.leaving.saturating_sub(asked - prepared);
         }
@@ -357,7 +373,13 @@ impl Lessee {
         Some(until)
     }
 
-    fn enter(&self, recalls: &mut Recalls, items: Vec<Item>, wait: Option<&Arc<Wait>>) -> (Event, Vec<u8>) {
+    fn enter(
+        &self,
+        recalls: &mut Recalls,
+        items: Vec<Item>,
+        wait: Option<&Arc<Wait>>,
+        for_room: bool,
+    ) -> (Event, Vec<u8>) {
         recalls.next += 1;
         let id = recalls.next;
         // After the leases are marked as going: whatever begins from now on knows.
@@ -369,7 +391,7 @@ impl Lessee {
         if let Some(wait) = wait {
             wait.expect();
         }
-        let for_room = if wait.is_none() { items.len() } else { 0 };
+        let for_room = if for_room { items.len() } else { 0 };
         let waits = wait.into_iter().cloned().collect();
         let pending = Pending { items, waits, for_room, message: message.clone() };
         recalls.pending.insert(id, pending);

@@ -1,10 +1,14 @@
 //! The leases on one node.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
 use strongroom_protocol::lease::{Lease, What};
 use strongroom_protocol::name::Name;
+
+use super::lessee::Need;
+use crate::tree::Node;
 
 /// Holders from which on they are found by hashing.
 const MANY: usize = 16;
@@ -63,6 +67,18 @@ impl Change<'_> {
             },
             Change::All { data, open } => What::All { data: *data, open: *open },
         }
+    }
+}
+
+impl Change<'_> {
+    /// What every holder of a lease on a node is to be told, by session.
+    pub(crate) fn all_holders(&self, node: &Arc<Node>) -> HashMap<u64, Vec<Need>> {
+        let mut all: HashMap<u64, Vec<Need>> = HashMap::new();
+        node.leases.lock().for_others(Key::MIXED, |holder| {
+            let need = Need { key: holder.key, node: Arc::clone(node), what: holder.is_told(self) };
+            all.entry(holder.key.session()).or_default().push(need);
+        });
+        all
     }
 }
 

@@ -41,7 +41,7 @@ pub(super) fn count(
 ) -> Checked<(Usage, HashMap<u64, u32>)> {
     let (fd, _) = tree.open_node(root, OFlags::RDONLY | OFlags::DIRECTORY)?;
     let mut sum = Sum::default();
-    let mut levels = vec![read_level(fd, &mut sum, over)?];
+    let mut levels = vec![read_level(tree, fd, &mut sum, over)?];
     while let Some(level) = levels.last_mut() {
         let Some(name) = level.subdirectories.pop() else {
             levels.pop();
@@ -50,7 +50,7 @@ pub(super) fn count(
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match openat2(&level.fd, &*name, flags, Mode::empty(), RESOLVE) {
             Ok(fd) if levels.len() < MAX_DEPTH => {
-                let next = read_level(fd, &mut sum, over)?;
+                let next = read_level(tree, fd, &mut sum, over)?;
                 levels.push(next);
             }
             Ok(_) => return Err(Refusal::errno(Errno::LOOP)),
@@ -62,7 +62,7 @@ pub(super) fn count(
     Ok((sum.usage, sum.shared))
 }
 
-fn read_level(fd: OwnedFd, sum: &mut Sum, over: &dyn Fn() -> bool) -> Checked<Level> {
+fn read_level(tree: &Tree, fd: OwnedFd, sum: &mut Sum, over: &dyn Fn() -> bool) -> Checked<Level> {
     let mut subdirectories = vec![];
     let mut buffer = [MaybeUninit::uninit(); 32 << 10];
     let mut entries = RawDir::new(&fd, &mut buffer);
@@ -75,12 +75,15 @@ fn read_level(fd: OwnedFd, sum: &mut Sum, over: &dyn Fn() -> bool) -> Checked<Le
         if matches!(name, b"." | b"..") {
             continue;
         }
+        if tree.is_hidden(entry.ino()) {
+            continue;
+        }
         sum.usage.entries += 1;
         match entry.file_type() {
             FileType::Directory => subdirectories.push(name.to_vec()),
             FileType::RegularFile | FileType::Unknown => match Stat::at(&fd, name) {
                 Ok(stat) if stat.kind() == FileType::Directory => subdirectories.push(name.to_vec()),
-                Ok(stat) => sum.add(&stat),
+                Ok(stat) => sum.add(&stat, tree.links(&stat)),
                 Err(Errno::NOENT) => sum.usage.entries -= 1,
                 Err(other) => return Err(other.into()),
             },
@@ -92,11 +95,11 @@ fn read_level(fd: OwnedFd, sum: &mut Sum, over: &dyn Fn() -> bool) -> Checked<Le
 }
 
 impl Sum {
-    fn add(&mut self, stat: &Stat) {
-        if stat.nlink() > 1 {
+    fn add(&mut self, stat: &Stat, links: u32) {
+        if links > 1 {
             *self.shared.entry(stat.ino()).or_default() += 1;
         }
-        if stat.kind() == FileType::RegularFile && (stat.nlink() <= 1 || self.seen.insert(stat.ino())) {
+        if stat.kind() == FileType::RegularFile && (links <= 1 || self.seen.insert(stat.ino())) {
             self.usage.bytes += stat.size();
         }
     }

@@ -38,6 +38,7 @@ pub(crate) fn copy_range(
         permit.require(if to_offset < stat.size() { Deed::Change } else { Deed::Extend })?;
         permit.changing(&[(&to.node, Change::All { data: true, open: false })])?;
         let change = sizes::prepare(permit, &to.node, &stat, end)?;
+        permit.undo().content(&to.node, target, &stat, to_offset, end)?;
         let (mut in_at, mut out_at) = (from_offset, to_offset);
         let mut count = 0;
         let mut error = None;
@@ -60,6 +61,7 @@ pub(crate) fn copy_range(
         }
     };
     if to.flags.sync {
+        permit.sync_undo()?;
         rustix::fs::fdatasync(target)?;
     }
     permit.session().wrote(count);

@@ -62,6 +62,7 @@ fn create_new(
     }
     permit.changing(&[(dir, Change::Name(name))])?;
     let room = tree.meters_at(dir).reserve(&limits, 0, 1)?;
+    let making = permit.undo().making(dir, &parent, name)?;
     let create = access(flags) | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = {
         let _identity = permit.identity(by)?;
@@ -70,6 +71,9 @@ fn create_new(
     };
     room.keep();
     let stat = Stat::of(&file)?;
+    if let Some(making) = making {
+        making.made(&stat);
+    }
     let node = tree.note(dir, name, &stat);
     // Still under the change: nobody can have taken the name away, so the count of handles is in time.
     let used = Use::of(&node);

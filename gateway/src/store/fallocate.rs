@@ -57,6 +57,10 @@ pub(crate) fn fallocate(
         }
     }
     permit.changing(&[(&open.node, Change::All { data: true, open: false })])?;
+    let shifts = mode.intersects(FallocateFlags::COLLAPSE_RANGE | FallocateFlags::INSERT_RANGE);
+    let changes = shifts || mode.intersects(FallocateFlags::PUNCH_HOLE | FallocateFlags::ZERO_RANGE);
+    let changed = if changes { offset } else { end }..if shifts { u64::MAX } else { end };
+    permit.undo().content(&open.node, file, &stat, changed.start, changed.end)?;
     let result = system_fallocate(file, mode, offset, length);
     // Also after a failure: the file may have grown on the way.
     change.done(Stat::of(file)?.size());

@@ -7,6 +7,7 @@ use strongroom_protocol::reply::Outcome;
 use crate::gate::refusal::Checked;
 use crate::gate::{OnHandle, Permit};
 use crate::handles::Open;
+use crate::undo::Undo;
 
 /// A sync that was let in and has not run.
 ///
@@ -16,6 +17,7 @@ use crate::handles::Open;
 pub(crate) struct Letin {
     open: Arc<Open>,
     data_only: bool,
+    undo: Option<Arc<Undo>>,
 }
 
 pub(crate) fn fsync(permit: &Permit<'_, OnHandle>, data_only: bool) -> Checked<Outcome> {
@@ -23,11 +25,15 @@ pub(crate) fn fsync(permit: &Permit<'_, OnHandle>, data_only: bool) -> Checked<O
 }
 
 pub(crate) fn begin(permit: &Permit<'_, OnHandle>, data_only: bool) -> Letin {
-    Letin { open: Arc::clone(permit.target()), data_only }
+    Letin { open: Arc::clone(permit.target()), data_only, undo: permit.undo_log().cloned() }
 }
 
 impl Letin {
     pub(crate) fn run(&self) -> Checked<Outcome> {
+        // What could bring the old bytes back is on the disk before the guest may believe that the new ones are.
+        if let Some(undo) = &self.undo {
+            undo.sync()?;
+        }
         let file = self.open.file()?;
         if self.data_only {
             rustix::fs::fdatasync(file)?

@@ -40,6 +40,7 @@ pub(crate) fn link(permit: &Permit<'_, IntoDir>, name: &[u8]) -> Checked<Outcome
         let size = if before.kind() == rustix::fs::FileType::RegularFile { before.size() } else { 0 };
         let bytes = new.without(&old).reserve(&limits, size, 0)?;
         permit.changing(&[(dir, Change::Name(name)), (node, Change::All { data: false, open: false })])?;
+        permit.undo().linking(node, dir, &to, name)?;
         linkat(&*from, source.as_bytes(), &*to, name, AtFlags::empty())?;
         permit.changed(node);
         let stat = tree.stat_at(&to, name)?;
@@ -50,7 +51,7 @@ pub(crate) fn link(permit: &Permit<'_, IntoDir>, name: &[u8]) -> Checked<Outcome
         }
         names.keep();
         bytes.keep();
-        new.linked(node.ino, (before.nlink() == 1).then_some(&old));
+        new.linked(node.ino, (tree.links(&before) == 1).then_some(&old));
         let noted = tree.note(dir, name, &stat);
         drop(change);
         permit.changed_names(dir);

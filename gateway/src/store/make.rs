@@ -26,12 +26,16 @@ pub(super) fn make(
     }
     permit.changing(&[(dir, Change::Name(name))])?;
     let room = tree.meters_at(dir).reserve(&limits, 0, 1)?;
+    let making = permit.undo().making(dir, &parent, name)?;
     {
         let _identity = permit.identity(by)?;
         act(&parent)?;
     }
     room.keep();
     let stat = tree.stat_at(&parent, name)?;
+    if let Some(making) = making {
+        making.made(&stat);
+    }
     let node = tree.note(dir, name, &stat);
     permit.made(&node);
     drop(change);

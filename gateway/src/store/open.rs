@@ -89,6 +89,7 @@ fn cut<On>(permit: &Permit<'_, On>, node: &Arc<Node>, file: &OwnedFd) -> Checked
     }
     permit.changing(&[(node, Change::All { data: true, open: false })])?;
     let change = sizes::prepare(permit, node, &stat, 0)?;
+    permit.undo().resize(node, file, &stat, 0)?;
     ftruncate(file, 0)?;
     change.done(0);
     Ok(Stat::of(file)?)

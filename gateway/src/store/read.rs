@@ -28,6 +28,7 @@ pub(crate) fn read(
         return Err(Refusal::errno(Errno::INVAL));
     }
     permit.reading(&open.node)?;
+    permit.undo().reading(&open.node);
     let file = open.file()?;
     let length = (length as usize).min(MAX_DATA);
     let flags = if permit.inline() { ReadWriteFlags::NOWAIT } else { ReadWriteFlags::empty() };

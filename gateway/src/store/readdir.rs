@@ -97,6 +97,9 @@ fn describe(
     name: &[u8],
     plus: bool,
 ) -> Checked<Option<DirEntry>> {
+    if permit.tree().is_hidden(entry.ino()) {
+        return Ok(None);
+    }
     let Ok(checked) = Name::new(name) else { return Ok(None) };
     let cookie = entry.next_entry_cookie();
     if !plus {

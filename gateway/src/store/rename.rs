@@ -1,16 +1,22 @@
 //! Renaming, replacing, exchanging.
 
+use std::sync::Arc;
+
 use rustix::fs::{FileType, RenameFlags, renameat_with};
 use rustix::io::Errno;
 use strongroom_protocol::op::RenameMode;
 use strongroom_protocol::reply::Outcome;
 
+use super::Reach;
 use super::unlink::Vanishing;
 use crate::gate::refusal::{Checked, Refusal};
 use crate::gate::{InDirs, Permit};
 use crate::leases::Change;
 use crate::quota::{Limit, MeterSet, Reservation};
 use crate::tree::{Node, Stat};
+
+/// How often a directory that is being changed is tried.
+const ATTEMPTS: usize = 1024;
 
 /// Also tells whether others must have noticed before it is answered.
 pub(crate) fn rename(
@@ -19,9 +25,25 @@ pub(crate) fn rename(
     new_name: &[u8],
     mode: RenameMode,
 ) -> Checked<(Outcome, bool)> {
-    let (tree, from, to) = (permit.tree(), permit.from(), permit.to());
+    for _ in 0..ATTEMPTS {
+        match rename_in(permit, (permit.from(), name), (permit.to(), new_name), mode) {
+            Err(Refusal::WouldBlock) => std::thread::yield_now(),
+            other => return other,
+        }
+    }
+    Err(Refusal::errno(Errno::BUSY))
+}
+
+/// `WouldBlock`: somebody changes the directory that would be replaced; look again.
+pub(crate) fn rename_in(
+    reach: &impl Reach,
+    (from, name): (&Arc<Node>, &[u8]),
+    (to, new_name): (&Arc<Node>, &[u8]),
+    mode: RenameMode,
+) -> Checked<(Outcome, bool)> {
+    let tree = reach.tree();
     let (from_fd, to_fd) = (tree.fd_of(from)?, tree.fd_of(to)?);
-    let limits = permit.limits()?;
+    let limits = reach.limits()?;
     let change = tree.change(from, Some(to))?;
     let (old_meters, new_meters) = (tree.meters_at(from), tree.meters_at(to));
     old_meters.ready()?;
@@ -39,7 +61,11 @@ pub(crate) fn rename(
         RenameMode::NoReplace => RenameFlags::NOREPLACE,
         RenameMode::Exchange => RenameFlags::EXCHANGE,
     };
-    let act = || Ok::<_, Refusal>(renameat_with(&*from_fd, name, &*to_fd, new_name, flags)?);
+    let undo = reach.undo();
+    let plain = || Ok::<_, Refusal>(renameat_with(&*from_fd, name, &*to_fd, new_name, flags)?);
+    let act = |target: Option<(&Node, &Stat)>| {
+        undo.rename((from, &from_fd, name), (to, &to_fd, new_name), &node, target, flags)
+    };
     let same_object = target.as_ref().is_some_and(|(other, _)| other.id == node.id);
     let refused = match mode {
         RenameMode::NoReplace => target.is_some(),
@@ -48,7 +74,7 @@ pub(crate) fn rename(
     };
     if same_object || refused {
         // Two names of one file stay as they are (rename(2)); otherwise the kernel says why not.
-        act()?;
+        plain()?;
         return Ok((Outcome::Done, false));
     }
     let across = !old_meters.same(&new_meters);
@@ -63,36 +89,51 @@ pub(crate) fn rename(
     let mine = Change::All { data: false, open: false };
     let names = [(from, Change::Name(name)), (to, Change::Name(new_name)), (&node, mine)];
     if mode == RenameMode::Exchange {
-        let (other, _) = target.as_ref().ok_or_else(|| Refusal::errno(Errno::NOENT))?;
-        permit.changing(&[&names[..], &[(other, mine)]].concat())?;
-        permit.moving(crosses, &[&node, other])?;
-        act()?;
+        let (other, stat) = target.as_ref().ok_or_else(|| Refusal::errno(Errno::NOENT))?;
+        reach.changing(&[&names[..], &[(other, mine)]].concat())?;
+        reach.moving((from, to), crosses, &[&node, other])?;
+        act(Some((other, stat)))?;
         tree.moved(&node, (from, name), (to, new_name));
         tree.moved(other, (to, new_name), (from, name));
         drop(change);
-        permit.moved_names();
+        reach.moved_names(from, to);
         return Ok((Outcome::Done, crosses));
     }
-    let vanishing =
+    // A directory that is replaced and kept: nothing may appear in it any more.
+    let replaced_dir = target.as_ref().map(|(other, _)| other).filter(|other| other.is_dir() && undo.keeps());
+    let _emptied = match replaced_dir.filter(|other| other.id != from.id && other.id != to.id) {
+        Some(other) => {
+            tree.fd_of(other)?;
+            Some(tree.try_change(other)?.ok_or(Refusal::WouldBlock)?)
+        }
+        None => None,
+    };
+    let mut vanishing =
         target.as_ref().map(|(_, stat)| Vanishing::look(tree, to, new_name, stat, new_meters.clone()));
     // In the order of node ids, as everywhere.
-    let _sizes = lock_sizes(&node, vanishing.as_ref().map(|vanishing| &*vanishing.node));
+    let replaced = vanishing.as_ref().map(|vanishing| Arc::clone(&vanishing.node));
+    let _sizes = lock_sizes(&node, replaced.as_deref());
     let stat = tree.stat_at(&from_fd, name)?;
     let target = match &target {
         Some(_) => Some(tree.stat_at(&to_fd, new_name)?),
         None => None,
     };
-    let moving = across.then(|| Moving::prepare(&stat, &old_meters, &new_meters, &limits)).transpose()?;
-    match (&vanishing, &target) {
-        (Some(vanishing), Some(target)) => {
-            let open = target.nlink() <= 1 || vanishing.node.is_dir();
-            let victim = (&vanishing.node, Change::All { data: false, open });
-            permit.changing(&[&names[..], &[victim]].concat())?;
-        }
-        _ => permit.changing(&names)?,
+    if let (Some(vanishing), Some(stat)) = (&mut vanishing, &target) {
+        vanishing.links = tree.links(stat);
     }
-    permit.moving(crosses, &[&node])?;
-    act()?;
+    let moving = across
+        .then(|| Moving::prepare(&stat, tree.links(&stat), &old_meters, &new_meters, &limits))
+        .transpose()?;
+    match &vanishing {
+        Some(vanishing) => {
+            let open = vanishing.links <= 1 || vanishing.node.is_dir();
+            let victim = (&vanishing.node, Change::All { data: false, open });
+            reach.changing(&[&names[..], &[victim]].concat())?;
+        }
+        None => reach.changing(&names)?,
+    }
+    reach.moving((from, to), crosses, &[&node])?;
+    act(replaced.as_deref().zip(target.as_ref()))?;
     if let (Some(vanishing), Some(target)) = (&vanishing, &target) {
         vanishing.vanished(tree, to, new_name, target);
     }
@@ -101,7 +142,7 @@ pub(crate) fn rename(
         moving.done(&stat);
     }
     drop(change);
-    permit.moved_names();
+    reach.moved_names(from, to);
     Ok((Outcome::Done, crosses))
 }
 
@@ -126,23 +167,24 @@ fn lock_sizes<'a>(
 struct Moving {
     left: MeterSet,
     entered: MeterSet,
+    links: u32,
     bytes: Reservation,
     names: Reservation,
 }
 
 impl Moving {
-    fn prepare(stat: &Stat, old: &MeterSet, new: &MeterSet, limits: &[Limit]) -> Checked<Moving> {
+    fn prepare(stat: &Stat, links: u32, old: &MeterSet, new: &MeterSet, limits: &[Limit]) -> Checked<Moving> {
         let (left, entered) = (old.without(new), new.without(old));
         let size = if stat.kind() == FileType::RegularFile { stat.size() } else { 0 };
         let names = entered.reserve(limits, 0, 1)?;
-        let fresh: MeterSet = if stat.nlink() > 1 {
+        let fresh: MeterSet = if links > 1 {
             // Counted already where it has another name.
             entered.iter().filter(|meter| !meter.has_shared(stat.ino())).cloned().collect()
         } else {
             entered.clone()
         };
         let bytes = fresh.reserve(limits, size, 0)?;
-        Ok(Moving { left, entered, bytes, names })
+        Ok(Moving { left, entered, links, bytes, names })
     }
 
     fn done(self, stat: &Stat) {
@@ -150,7 +192,7 @@ impl Moving {
         self.names.keep();
         self.bytes.keep();
         self.left.release(0, 1);
-        if stat.nlink() > 1 {
+        if self.links > 1 {
             self.entered.linked(stat.ino(), None);
             self.left.unlinked(stat.ino()).release(size, 0);
         } else {

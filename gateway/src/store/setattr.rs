@@ -16,6 +16,7 @@ use crate::gate::{OnNode, Permit};
 use crate::handles::Open;
 use crate::leases::Change;
 use crate::tree::Stat;
+use crate::undo::Sides;
 
 /// What the attributes are set on.
 enum Target {
@@ -49,6 +50,13 @@ pub(crate) fn setattr(permit: &Permit<'_, OnNode>, set: &SetAttr) -> Checked<Out
     permit.changing(&[(permit.node(), Change::All { data: set.size.is_some(), open: false })])?;
     if let Some(size) = set.size {
         resize(permit, size)?;
+    }
+    // Changes of one object are kept in their order.
+    let _size = permit.node().size.lock();
+    let modes = if owner.is_some() || set.mode.is_some() { Sides::MODE } else { Sides::default() };
+    let times = if set.atime.is_some() || set.mtime.is_some() { Sides::TIMES } else { Sides::default() };
+    if modes.with(times) != Sides::default() {
+        permit.undo().attributes(permit.node(), modes.with(times), || Ok(Stat::of(fd)?))?;
     }
     if let Some((uid, gid)) = owner {
         chownat(fd, c"", uid.map(Uid::from_raw), gid.map(Gid::from_raw), AtFlags::EMPTY_PATH)?;
@@ -117,6 +125,7 @@ fn resize(permit: &Permit<'_, OnNode>, size: u64) -> Checked<()> {
     let stat = Stat::of(file)?;
     permit.require(if size < stat.size() { Deed::Change } else { Deed::Extend })?;
     let change = sizes::prepare(permit, node, &stat, size)?;
+    permit.undo().resize(node, file, &stat, size)?;
     ftruncate(file, size)?;
     change.done(size);
     Ok(())

@@ -2,42 +2,57 @@
 
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, FileType, unlinkat};
+use rustix::fs::{AtFlags, FileType};
 use strongroom_protocol::reply::Outcome;
 
-use crate::gate::refusal::Checked;
+use super::Reach;
+use crate::gate::refusal::{Checked, Refusal};
 use crate::gate::{InDir, Permit};
 use crate::leases::Change;
 use crate::quota::MeterSet;
 use crate::tree::{Node, Stat, Tree};
 
 pub(crate) fn unlink(permit: &Permit<'_, InDir>, name: &[u8]) -> Checked<(Outcome, bool)> {
-    remove(permit, name, AtFlags::empty())
+    remove(permit, permit.dir(), name, AtFlags::empty())
 }
 
 pub(crate) fn rmdir(permit: &Permit<'_, InDir>, name: &[u8]) -> Checked<(Outcome, bool)> {
-    remove(permit, name, AtFlags::REMOVEDIR)
+    remove(permit, permit.dir(), name, AtFlags::REMOVEDIR)
 }
 
 /// Also tells whether others must have noticed before it is answered.
-fn remove(permit: &Permit<'_, InDir>, name: &[u8], how: AtFlags) -> Checked<(Outcome, bool)> {
-    let (tree, dir) = (permit.tree(), permit.dir());
+pub(crate) fn remove(
+    reach: &impl Reach,
+    dir: &Arc<Node>,
+    name: &[u8],
+    how: AtFlags,
+) -> Checked<(Outcome, bool)> {
+    let tree = reach.tree();
     let parent = tree.fd_of(dir)?;
-    let change = tree.change(dir, None)?;
+    let undo = reach.undo();
+    let directory = how.contains(AtFlags::REMOVEDIR);
+    let kept = if directory && undo.keeps() { Some(tree.lookup(dir, name)?.0) } else { None };
+    let kept = kept.filter(|node| node.is_dir() && tree.fd_of(node).is_ok());
+    // The names of a directory that is kept are held too: nothing may appear in it any more.
+    let change = tree.change(dir, kept.as_deref())?;
     let meters = tree.meters_at(dir);
     meters.ready()?;
     let stat = tree.stat_at(&parent, name)?;
-    let vanishing = Vanishing::look(tree, dir, name, &stat, meters);
+    let mut vanishing = Vanishing::look(tree, dir, name, &stat, meters);
     // A size must not change between the look at it and the end of the file.
     let size = vanishing.node.size.lock();
     let stat = tree.stat_at(&parent, name)?;
-    let open = stat.nlink() <= 1 || vanishing.node.is_dir();
-    permit.changing(&[(dir, Change::Name(name)), (&vanishing.node, Change::All { data: false, open })])?;
-    unlinkat(&*parent, name, how)?;
+    vanishing.links = tree.links(&stat);
+    if kept.as_ref().is_some_and(|kept| kept.id != vanishing.node.id) {
+        return Err(Refusal::STALE);
+    }
+    let open = vanishing.links <= 1 || vanishing.node.is_dir();
+    reach.changing(&[(dir, Change::Name(name)), (&vanishing.node, Change::All { data: false, open })])?;
+    undo.remove(dir, &parent, name, &vanishing.node, &stat, directory)?;
     let crosses = vanishing.vanished(tree, dir, name, &stat);
     drop(size);
     drop(change);
-    permit.changed_names(dir);
+    reach.changed_names(dir);
     Ok((Outcome::Done, crosses))
 }
 
@@ -45,6 +60,8 @@ fn remove(permit: &Permit<'_, InDir>, name: &[u8], how: AtFlags) -> Checked<(Out
 pub(super) struct Vanishing {
     pub(super) node: Arc<Node>,
     meters: MeterSet,
+    /// Names that it has at present.
+    pub(super) links: u32,
 }
 
 impl Vanishing {
@@ -56,14 +73,15 @@ impl Vanishing {
         stat: &Stat,
         meters: MeterSet,
     ) -> Vanishing {
-        Vanishing { node: tree.note(dir, name, stat), meters }
+        Vanishing { node: tree.note(dir, name, stat), meters, links: tree.links(stat) }
     }
 
     /// Notes that the name is gone; `stat` is from just before, under the node's size lock. Tells whether the object
     /// has left a live grant without being gone.
     pub(super) fn vanished(&self, tree: &Tree, dir: &Arc<Node>, name: &[u8], stat: &Stat) -> bool {
         let node = &self.node;
-        let last = node.is_dir() || stat.nlink() <= 1;
+        let links = self.links;
+        let last = node.is_dir() || links <= 1;
         let size = if stat.kind() == FileType::RegularFile { stat.size() } else { 0 };
         tree.removed(node, dir, name, last);
         self.meters.release(0, 1);
@@ -72,7 +90,7 @@ impl Vanishing {
             return false;
         }
         self.meters.unlinked(stat.ino()).release(size, 0);
-        if stat.nlink() == 2 {
+        if links == 2 {
             tree.all_meters().alone(stat.ino());
         }
         node.any_link().is_none_or(|(other, _)| tree.crosses(node, dir, &other))

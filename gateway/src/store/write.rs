@@ -30,6 +30,7 @@ pub(crate) fn write(permit: &Permit<'_, OnHandle>, offset: u64, data: &[u8]) -> 
         permit.require(if start < stat.size() { Deed::Change } else { Deed::Extend })?;
         permit.changing(&[(&open.node, Change::All { data: true, open: false })])?;
         let change = sizes::prepare(permit, &open.node, &stat, end)?;
+        permit.undo().content(&open.node, file, &stat, start, end)?;
         let (count, error) = write_all(file, data, start);
         let size = stat.size().max(if count == 0 { 0 } else { start + count as u64 });
         change.done(size);
@@ -39,6 +40,7 @@ pub(crate) fn write(permit: &Permit<'_, OnHandle>, offset: u64, data: &[u8]) -> 
         }
     };
     if open.flags.sync {
+        permit.sync_undo()?;
         rustix::fs::fdatasync(file)?;
     }
     permit.session().wrote(count as u64);

@@ -94,7 +94,9 @@ pub(crate) fn set(
         .filter(|flags| (XattrFlags::CREATE | XattrFlags::REPLACE).contains(*flags))
         .ok_or_else(|| Refusal::errno(Errno::INVAL))?;
     with_file(permit, |file| {
+        let _size = permit.node().size.lock();
         permit.changing(&[(permit.node(), CHANGED)])?;
+        permit.undo().xattr(permit.node(), file, name)?;
         Ok(fsetxattr(file, name, value, flags)?)
     })?;
     Ok(Outcome::Done)
@@ -106,7 +108,9 @@ pub(crate) fn remove(permit: &Permit<'_, OnNode>, name: &[u8]) -> Checked<Outcom
         return Err(Refusal::errno(Errno::PERM));
     }
     with_file(permit, |file| {
+        let _size = permit.node().size.lock();
         permit.changing(&[(permit.node(), CHANGED)])?;
+        permit.undo().xattr(permit.node(), file, name)?;
         Ok(fremovexattr(file, name)?)
     })?;
     Ok(Outcome::Done)

@@ -37,11 +37,41 @@ impl Tree {
         let second = second.map(|node| node.dir().ok_or_else(not_a_dir)).transpose()?;
         let dirs = [Some(first), second];
         let names = dirs.map(|dir| dir.map(|dir| dir.names.lock()));
+        // As the kernel answers for a directory that was removed, which here may live on in the vault.
+        if one.is_gone() || other.is_some_and(Node::is_gone) {
+            return Err(Refusal::errno(rustix::io::Errno::NOENT));
+        }
         for dir in dirs.iter().flatten() {
             let _commit = dir.commit.lock();
             dir.version.fetch_add(1, Ordering::SeqCst);
         }
         Ok(Change { dirs, _names: names })
+    }
+
+    /// Begins a change of names in a directory that is not among those of another change under way; `None` if somebody
+    /// else changes it at present.
+    pub(crate) fn try_change<'a>(&self, one: &'a Node) -> Checked<Option<Change<'a>>> {
+        let Some(dir) = one.dir() else { return Err(Refusal::errno(rustix::io::Errno::NOTDIR)) };
+        let Some(names) = dir.names.try_lock() else { return Ok(None) };
+        let _commit = dir.commit.lock();
+        dir.version.fetch_add(1, Ordering::SeqCst);
+        Ok(Some(Change { dirs: [Some(dir), None], _names: [Some(names), None] }))
+    }
+
+    /// Notes that an object without names has one again.
+    pub(crate) fn returned(&self, parent: &Arc<Node>, name: &[u8], stat: &Stat) -> (Arc<Node>, bool) {
+        let old = self.known(stat).filter(|node| node.is_gone());
+        let Some(node) = old else { return (self.note(parent, name, stat), false) };
+        let charged = {
+            let mut place = node.place.write();
+            place.gone = false;
+            place.orphan.take()
+        };
+        if let Some((meters, size)) = &charged {
+            meters.release(*size, 0);
+        }
+        self.put(&node, vec![Link { parent: Arc::clone(parent), name: name.into() }]);
+        (node, true)
     }
 
     /// Notes that `name` in `parent` is this object. The caller holds a [`Change`] of the directory, or its commit lock
@@ -179,7 +209,7 @@ impl Tree {
             }
             place.links.iter().map(|link| Arc::clone(&link.parent)).collect()
         };
-        if stat.nlink() > 1 {
+        if self.links(stat) > 1 {
             // Names that nobody has asked for count too.
             let all: Vec<Arc<Meter>> = self.meters.lock().clone();
             return all.into_iter().filter(|meter| meter.has_shared(stat.ino())).collect();

@@ -8,6 +8,7 @@
 //! Locks, in this order: names of directories (by node id), size of a node, commit of a directory, shape, place.
 
 mod changes;
+pub(crate) mod hidden;
 pub(crate) mod map;
 pub(crate) mod node;
 pub(crate) mod sections;
@@ -65,6 +66,10 @@ pub(crate) struct Tree {
     metered: AtomicUsize,
     /// `/proc/self/fd`, for kernels without fchmodat2.
     descriptors: Option<OwnedFd>,
+    /// The inode number of a directory that nobody can name; 0: none.
+    hidden: AtomicU64,
+    /// Names that nobody can see.
+    pub(crate) vaulted: hidden::Vaulted,
     /// Look at the type before opening for real, by a descriptor that cannot wake a device.
     pub(crate) cautious: bool,
 }
@@ -120,6 +125,8 @@ impl Tree {
             meters: Mutex::default(),
             metered: AtomicUsize::new(0),
             descriptors,
+            hidden: AtomicU64::new(0),
+            vaulted: hidden::Vaulted::default(),
             cautious,
         }))
     }
@@ -129,13 +136,60 @@ impl Tree {
         self.epoch.load(Ordering::SeqCst)
     }
 
+    /// The data root.
+    pub(crate) fn root(&self) -> &Arc<Node> {
+        &self.root
+    }
+
     /// The node of an object if anybody knows it.
     pub(crate) fn known(&self, stat: &Stat) -> Option<Arc<Node>> {
         self.map.get(stat.ino(), stat.generation())
     }
 
+    /// The node of an object by its number if anybody knows it.
+    pub(crate) fn known_object(&self, ino: u64, generation: u64) -> Option<Arc<Node>> {
+        self.map.get(ino, generation)
+    }
+
+    /// The node of an object that has no name, or a new one that nobody else knows.
+    pub(crate) fn known_or_detached(&self, stat: &Stat) -> Arc<Node> {
+        let new = || Arc::new(Node::new(stat.ino(), stat.generation(), stat.kind(), None, Weak::new()));
+        self.known(stat).unwrap_or_else(new)
+    }
+
     fn on_our_mount(&self, stat: Stat) -> Checked<Stat> {
+        if self.is_hidden(stat.ino()) {
+            // No object of any contract: not even that it is not there is told.
+            return Err(Refusal::errno(Errno::ACCESS));
+        }
         if stat.mount() == self.mount { Ok(stat) } else { Err(Refusal::errno(Errno::XDEV)) }
+    }
+
+    /// Hides a directory on the mount of the data from everybody.
+    pub(crate) fn hide(&self, ino: u64) {
+        self.hidden.store(ino, Ordering::SeqCst);
+    }
+
+    /// Whether an object on the mount of the data is hidden.
+    pub(crate) fn is_hidden(&self, ino: u64) -> bool {
+        ino != 0 && self.hidden.load(Ordering::Relaxed) == ino
+    }
+
+    /// The names of an object that can be seen.
+    pub(crate) fn links(&self, stat: &Stat) -> u32 {
+        stat.nlink().saturating_sub(self.vaulted.count(stat.ino()))
+    }
+
+    /// The mount of the data, as [`Stat::mount`] tells it.
+    pub(crate) fn mount(&self) -> (u64, u32, u32) {
+        self.mount
+    }
+
+    /// Opens what a descriptor refers to once more, whatever its names are by now.
+    pub(crate) fn reopen(&self, fd: &OwnedFd, flags: OFlags) -> Checked<OwnedFd> {
+        let list = self.descriptors.as_ref().ok_or_else(|| Refusal::errno(Errno::NOSYS))?;
+        let calm = OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        Ok(openat(list, descriptor_name(fd), flags | calm, Mode::empty())?)
     }
 
     /// Attributes of the object called `name` in a directory.

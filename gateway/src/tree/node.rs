@@ -165,6 +165,23 @@ impl Node {
         Some((Arc::clone(&link.parent), NameBuf::new(&link.name)))
     }
 
+    /// Those of its names that the gateway knows, at most `most`.
+    pub(crate) fn known_links(&self, most: usize) -> Vec<(Arc<Node>, NameBuf)> {
+        let place = self.place.read();
+        let links = place.links.iter().filter(|_| !place.gone).take(most);
+        links.map(|link| (Arc::clone(&link.parent), NameBuf::new(&link.name))).collect()
+    }
+
+    /// Whether somebody has it open.
+    pub(crate) fn is_open(&self) -> bool {
+        self.opens.load(Ordering::SeqCst) > 0
+    }
+
+    /// The descriptor of a directory, if one is kept.
+    pub(crate) fn dir_fd(&self) -> Option<Arc<OwnedFd>> {
+        self.dir()?.fd.read().clone()
+    }
+
     /// Counts a handle that is about to be opened.
     pub(crate) fn opened(&self) {
         self.opens.fetch_add(1, Ordering::SeqCst);

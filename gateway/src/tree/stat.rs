@@ -55,6 +55,11 @@ impl Stat {
         self.0.stx_nlink
     }
 
+    /// Bytes that it takes on the disk.
+    pub(crate) fn blocks_bytes(&self) -> u64 {
+        self.0.stx_blocks.saturating_mul(512)
+    }
+
     pub(crate) fn owner(&self) -> (u32, u32) {
         (self.0.stx_uid, self.0.stx_gid)
     }

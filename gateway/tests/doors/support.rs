@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use strongroom_channel::{Address, Channel, ClientTls, Frame, Peer};
 use strongroom_contracts::{
     Application, Audit, Chain, ContractId, GatewayId, Grant, Ownership, PolicyDigest, PublicKey, Revocation,
-    Rights, SecretKey, SessionLimits, SignedReceipt, Subject, Terms, keys,
+    Rights, SecretKey, SessionLimits, SignedReceipt, Subject, Terms, UndoSpace, keys,
 };
 use strongroom_protocol::admin::{AdminAnswer, AdminRequest};
 use strongroom_protocol::attr::{Attr, Credentials, Handle, Node, OpenFlags};
@@ -159,7 +159,7 @@ impl World {
 
     pub fn terms(&self, holder: &SecretKey) -> Terms {
         Terms {
-            version: 1,
+            version: strongroom_contracts::terms::VERSION,
             id: ContractId::from_bytes(keys::random().unwrap()),
             issuer: self.issuer.public().id(),
             application: app("mail"),
@@ -172,6 +172,7 @@ impl World {
             limits: SessionLimits::default(),
             networks: None,
             audit: Audit::Normal,
+            undo: UndoSpace::default(),
             policy: PolicyDigest::of(""),
         }
     }

@@ -140,7 +140,7 @@ fn the_void_is_refused_and_stays_so() {
 /// A contract that its holder makes for another key.
 fn lend(first: &[u8], holder: &SecretKey, to: &SecretKey, rights: Rights, expires: u64) -> Vec<u8> {
     let block = Attenuation {
-        version: 1,
+        version: strongroom_contracts::terms::VERSION,
         id: strongroom_contracts::ContractId::from_bytes(keys::random().unwrap()),
         parent: [0; 32],
         holder: to.public(),

@@ -617,6 +617,55 @@ fn what_moves_across_the_border_of_a_grant_is_forgotten_whole() {
     assert!(stranger.inbox.try_recv().is_err());
 }
 
+/// The tests' own process is the gateway's: others are made.
+fn shell(world: &World, command: &str) {
+    let status =
+        std::process::Command::new("sh").arg("-c").arg(command).current_dir(world.path("a")).status();
+    assert!(status.unwrap().success(), "{command}");
+}
+
+#[test]
+fn what_others_change_behind_the_gateways_back_is_recalled() {
+    let world = world(LONG);
+    if let Err(error) = world.engine.watch_outside(Duration::from_secs(3600)) {
+        // Not in a user namespace.
+        assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied, "{error}");
+        return;
+    }
+    let (keeper, other) = (taker(&world), world.guest(whole()));
+    let Outcome::Terms(terms) = keeper.ask(&Op::TakeLeases) else { panic!() };
+    assert_eq!(terms.keep_ms, 3_600_000);
+    let (root, file) = (keeper.root(0), keeper.node(0, "f"));
+    other.root(0);
+    let wanted = [
+        ("echo more >> f", vec![(file, What::All { data: true, open: false })]),
+        ("chmod 600 f", vec![(file, ALL)]),
+        ("mkdir new", vec![(root, What::Name(name("new")))]),
+        ("rm f", vec![(root, What::Name(name("f")))]),
+    ];
+    for (command, wanted) in wanted {
+        keeper.look(root);
+        keeper.look(file);
+        shell(&world, command);
+        let mut missing = wanted;
+        while !missing.is_empty() {
+            let (id, items) = keeper.recall();
+            missing.retain(|(node, what)| !items.contains(&Recalled { node: *node, what: what.clone() }));
+            keeper.answer(id);
+        }
+        while let Ok((Event::Recall { id, .. }, _)) = keeper.inbox.recv_timeout(Duration::from_millis(100)) {
+            keeper.answer(id);
+        }
+    }
+    assert_eq!(keeper.find(root, "f").0, errno(libc::ENOENT));
+    // What guests do is not taken for somebody else's.
+    let held = keeper.session.counters().leases;
+    opened(keeper.ask(&Op::Opendir { node: root }));
+    created(keeper.create(root, "own", WRITE));
+    assert!(keeper.inbox.recv_timeout(Duration::from_millis(200)).is_err());
+    assert_eq!(keeper.session.counters().leases, held + 1);
+}
+
 #[test]
 fn forgetting_a_node_does_not_end_its_lease() {
     // A reply that the client takes for a new lease may be on its way while it says that it forgets.

@@ -13,3 +13,6 @@ mod quotas;
 mod replay;
 mod rights;
 mod support;
+mod undo;
+mod undo_random;
+mod undo_support;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use strongroom_contracts::chain::{Chain, Effective, VerifyContext};
 use strongroom_contracts::{
-    Audit, ContractId, Grant, Ownership, PolicyDigest, Rights, SecretKey, SessionLimits, Terms,
+    Audit, ContractId, Grant, Ownership, PolicyDigest, Rights, SecretKey, SessionLimits, Terms, UndoSpace,
 };
 use strongroom_gateway::engine::{
     Call, Claim, Done, Engine, EngineOptions, EngineSession, LockReply, ReplyBuf, Served, SessionBounds,
@@ -53,22 +53,33 @@ pub fn rights(words: &str) -> Rights {
 }
 
 pub fn contract(grants: Vec<Grant>) -> Effective {
+    contract_of("test", 7, 1, UndoSpace::default(), grants)
+}
+
+pub fn contract_of(
+    application: &str,
+    id: u8,
+    generation: u64,
+    undo: UndoSpace,
+    grants: Vec<Grant>,
+) -> Effective {
     let issuer = SecretKey::generate().unwrap();
     let gateway = SecretKey::generate().unwrap().public().gateway_id();
     let terms = Terms {
-        version: 1,
-        id: ContractId::from_bytes([7; 16]),
+        version: strongroom_contracts::terms::VERSION,
+        id: ContractId::from_bytes([id; 16]),
         issuer: issuer.public().id(),
-        application: "test".parse().unwrap(),
+        application: application.parse().unwrap(),
         holder: SecretKey::generate().unwrap().public(),
         gateway,
-        generation: 1,
+        generation,
         not_before: 0,
         expires: 100,
         grants,
         limits: SessionLimits::default(),
         networks: None,
         audit: Audit::Normal,
+        undo,
         policy: PolicyDigest::of(""),
     };
     let chain = Chain::issue(&terms, &issuer).unwrap();

@@ -5,7 +5,7 @@ use std::fmt::Display;
 use std::net::IpAddr;
 
 use strongroom_contracts::armour::rfc3339;
-use strongroom_contracts::{Audit, Network};
+use strongroom_contracts::{Audit, Network, UndoFull};
 
 use super::{Change, Direction, Verb};
 use crate::place::{Place, Setting};
@@ -34,6 +34,26 @@ pub(super) fn compare(base: &Change, old: &Policy, new: &Policy, out: &mut Vec<C
         let direction = if wider { Direction::Wider } else { Direction::Narrower };
         let (from, to) = (old.audit.value.name(), new.audit.value.name());
         out.push(changes(base, "audit", direction, &from, &to, new.audit.place.as_ref()));
+    }
+    let undo_space = |policy: &Policy| policy.undo_space.as_ref().map(|space| space.value);
+    if undo_space(old) != undo_space(new) {
+        // Less room: less can be taken back, or the application is fenced sooner. The gateway's bound is not known here.
+        let wider = match (undo_space(old), undo_space(new)) {
+            (Some(from), Some(to)) => to < from,
+            (None, Some(_)) => true,
+            _ => false,
+        };
+        let direction = if wider { Direction::Wider } else { Direction::Narrower };
+        let words = |space: Option<u64>| space.map_or("the gateway's bound".to_owned(), show_size);
+        let place = new.undo_space.as_ref().and_then(|space| space.place.as_ref());
+        let (from, to) = (words(undo_space(old)), words(undo_space(new)));
+        out.push(changes(base, "undo-space", direction, &from, &to, place));
+    }
+    if old.undo_full.value != new.undo_full.value {
+        let wider = new.undo_full.value == UndoFull::Forget;
+        let direction = if wider { Direction::Wider } else { Direction::Narrower };
+        let (from, to) = (old.undo_full.value.name(), new.undo_full.value.name());
+        out.push(changes(base, "undo-full", direction, &from, &to, new.undo_full.place.as_ref()));
     }
     let guest =
         |policy: &Policy| policy.guest.as_ref().map_or("none".to_owned(), |guest| guest.value.clone());

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use strongroom_contracts::terms::MAX_NETWORKS;
-use strongroom_contracts::{Audit, Network, SessionLimits};
+use strongroom_contracts::{Audit, Network, SessionLimits, UndoFull};
 use toml_edit::{Item, Value};
 
 use super::Errors;
@@ -11,7 +11,7 @@ use super::table::{Table, Text, push_unit_error};
 use crate::place::{Place, Setting};
 use crate::recovery::{Recovery, Step, Trigger};
 use crate::suggest::did_you_mean;
-use crate::units::{UnitError, parse_byte_rate, parse_count_rate, parse_duration, show_duration};
+use crate::units::{UnitError, parse_byte_rate, parse_count_rate, parse_duration, parse_size, show_duration};
 
 pub(super) const LIMIT_KEYS: [&str; 5] = ["read-rate", "write-rate", "op-rate", "in-flight", "open-handles"];
 pub(super) const RECOVERY_KEYS: [&str; 3] = ["on", "steps", "addresses"];
@@ -43,6 +43,25 @@ pub(super) fn audit(text: &str) -> Result<Audit, UnitError> {
         help: did_you_mean(text, all.map(Audit::name))
             .unwrap_or_else(|| "write \"normal\" or \"strict\"".to_owned()),
     })
+}
+
+pub(super) fn undo_full(text: &str) -> Result<UndoFull, UnitError> {
+    let all = [UndoFull::Fence, UndoFull::Forget];
+    all.into_iter().find(|full| full.name() == text).ok_or_else(|| UnitError {
+        message: format!("`{text}` is not something to do when the undo space is used up"),
+        help: did_you_mean(text, all.map(UndoFull::name))
+            .unwrap_or_else(|| "write \"fence\" or \"forget\"".to_owned()),
+    })
+}
+
+pub(super) fn undo_space(text: &str) -> Result<u64, UnitError> {
+    match parse_size(text)? {
+        0 => Err(UnitError {
+            message: "an undo log without space takes no change".to_owned(),
+            help: "remove the key to leave it to the gateway, or leave `undo` out of the grants".to_owned(),
+        }),
+        bytes => Ok(bytes),
+    }
 }
 
 /// A guest's name reaches the command line of a hypervisor's tool, so it is kept to plain characters.

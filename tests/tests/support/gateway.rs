@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use strongroom_contracts::terms::VERSION;
 use strongroom_contracts::{
     Audit, Chain, ContractId, GatewayId, Grant, Ownership, PolicyDigest, PublicKey, Rights, SecretKey,
-    SessionLimits, Terms, keys,
+    SessionLimits, Terms, UndoSpace, keys,
 };
 use tempfile::TempDir;
 
@@ -187,6 +187,7 @@ impl Gateway {
             limits: SessionLimits::default(),
             networks: None,
             audit: Audit::Normal,
+            undo: UndoSpace::default(),
             policy: PolicyDigest::of("test"),
         }
     }

@@ -53,7 +53,7 @@ pub(crate) struct House {
 }
 
 impl House {
-    pub(crate) fn build(targets: &[Target]) -> Result<Self> {
+    pub(crate) fn build(targets: &[Target], undo: bool) -> Result<Self> {
         check_needs(targets)?;
         let program = std::env::current_exe().context("cannot find this program's own file")?;
         let programs = program.parent().context("this program's file has no directory")?.to_owned();
@@ -66,7 +66,9 @@ impl House {
             fs::create_dir(data.path().join(target.data())).context("cannot fill the data root")?;
         }
         let policy = tempfile::tempdir().context("cannot make a directory for the policy")?;
-        fs::write(policy.path().join("bench.toml"), POLICY).context("cannot write the policy")?;
+        let undo = if undo { "undo = \"7d\"\n" } else { "" };
+        fs::write(policy.path().join("bench.toml"), format!("{POLICY}{undo}"))
+            .context("cannot write the policy")?;
 
         let name: LabName = format!("bench-{}", std::process::id())
             .parse()

@@ -36,6 +36,9 @@ pub(crate) struct Options {
     /// Also measure GlusterFS, CephFS and MooseFS (their Debian packages are named if they are missing).
     #[arg(long)]
     peers: bool,
+    /// Measure the mount with an undo window of seven days, to compare with a run without.
+    #[arg(long)]
+    pub(crate) undo: bool,
     /// Print the table as Markdown.
     #[arg(long)]
     pub(crate) markdown: bool,

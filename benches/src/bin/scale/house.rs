@@ -178,6 +178,7 @@ impl House {
             limits: SessionLimits::default(),
             networks: None,
             audit: Audit::Normal,
+            undo: strongroom_contracts::UndoSpace::default(),
             policy: PolicyDigest::of("scale"),
         };
         Chain::issue(&terms, &self.issuer).context("cannot sign a contract")
