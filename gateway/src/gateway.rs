@@ -207,6 +207,10 @@ impl Gateway {
 
     /// Leases are long if it is noticed what others than the gateway change.
     fn watch_outside(&self) {
+        if self.limits.keep.is_some_and(|keep| keep <= BLIND) {
+            // As short as it is without: not worth hearing of every change in the file system.
+            return;
+        }
         let keep = self.limits.keep.unwrap_or(WATCHED);
         if let Err(error) = self.engine.watch_outside(keep) {
             let kept = self.limits.keep.unwrap_or(BLIND);

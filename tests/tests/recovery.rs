@@ -23,6 +23,7 @@ lifetime = "8h"
 path = "users/alice/Mail"
 mount = "/Mail"
 rights = "read-write"
+undo = "7d"
 
 [[grant]]
 path = "users/alice/Photos"
@@ -31,7 +32,7 @@ rights = "append-only"
 
 [recovery]
 on = ["violation", "ids.severity <= 2"]
-steps = ["fence", "restart", "reissue"]
+steps = ["fence", "undo 15m", "restart", "reissue"]
 addresses = ["10.77.1.2"]
 "#;
 
@@ -156,7 +157,14 @@ fn an_attacked_guest_comes_back_clean_by_itself() {
     );
     let editor = std::thread::spawn(move || editor.output().unwrap());
 
-    // It deletes what it may only add to, again and again.
+    // It ruins what it may change, and deletes what it may only add to, again and again.
+    house
+        .lab
+        .app("mail", ["sh", "-c", "for f in Mail/inbox/cur/*; do echo ruined > $f; mv $f $f.locked; done; rm -r Mail/drafts; sync Mail"])
+        .run()
+        .unwrap();
+    let mail = house.lab.data().join("users/alice/Mail");
+    assert!(mail.join("inbox/cur/1.eml.locked").exists() && !mail.join("drafts").exists());
     house
         .lab
         .app("mail", ["sh", "-c", "for n in $(seq 400); do rm -f Photos/2026/README.txt; done; true"])
@@ -165,10 +173,13 @@ fn an_attacked_guest_comes_back_clean_by_itself() {
     wait_until("an incident has begun", || !house.incidents().is_empty());
     let incident = house.closed(1);
     assert_eq!(incident["cause"]["kind"], "violation", "{incident:#}");
-    assert_eq!(steps_of(&incident), ["fence", "preserve", "restart", "reissue", "confirm"]);
+    assert_eq!(steps_of(&incident), ["fence", "preserve", "undo", "restart", "reissue", "confirm"]);
     house.works("clean");
     assert_eq!(house.generation(), 2);
     assert!(fs::read_to_string(house.lab.data().join("users/alice/Photos/2026/README.txt")).is_ok());
+    assert!(fs::read_to_string(mail.join("inbox/cur/1.eml")).unwrap().contains("Thursday at noon"));
+    assert!(fs::read_to_string(mail.join("drafts/1.eml")).is_ok());
+    assert!(!mail.join("inbox/cur/1.eml.locked").exists());
     let new_key = house.lab.app("mail", ["cat", "/etc/strongroom/holder.pub"]).run().unwrap();
     assert_ne!(old_key, new_key, "the fresh guest has a key of its own");
     assert!(!house.lab.app("mail", ["test", "-e", "/tmp/implant"]).output().unwrap().status.success());
@@ -191,6 +202,7 @@ fn an_attacked_guest_comes_back_clean_by_itself() {
         audit.contains("\"denied\"") && audit.lines().all(|line| line.contains("\"application\":\"mail\""))
     );
     assert!(read("sessions.json").contains("10.77.1.2"));
+    assert!(read("blast.json").contains("inbox/cur/1.eml") && read("undo.json").contains("restored"));
     wait_until("the hook has told all", || {
         let told = fs::read_to_string(house.lab.log("base").join("told")).unwrap_or_default();
         ["begun", "fenced", "closed"].iter().all(|event| told.contains(&format!("\"event\":\"{event}\"")))
@@ -212,7 +224,7 @@ fn killed_at_every_step_boundary_it_ends_right_and_nothing_is_done_twice() {
     let house = House::new("recoverkill", "");
     let mut generation = 1;
     let mut number = 0;
-    for phase in ["fence", "preserve", "restart", "reissue", "confirm"] {
+    for phase in ["fence", "preserve", "undo", "restart", "reissue", "confirm"] {
         for at in [phase.to_owned(), format!("{phase}:done")] {
             house.lab.start_recovery(&["--abort-at", &at]).unwrap();
             let (code, json, said) = house.base(&["recover", "mail", "--detach", "--why", &at]);
@@ -236,7 +248,7 @@ fn killed_at_every_step_boundary_it_ends_right_and_nothing_is_done_twice() {
             house.lab.stop_recovery(StopHow::Clean).unwrap();
         }
     }
-    assert_eq!(house.incidents().len(), 10);
+    assert_eq!(house.incidents().len(), 12);
 }
 
 #[test]

@@ -11,8 +11,10 @@ use strongroom_protocol::reply::{Event, FromGateway, Outcome};
 
 use crate::support::{Client, HANG, ME, World, key, name};
 
-const SHORT: &str = "[leases]\nrecall = \"200ms\"";
-const LONG: &str = "[leases]\nrecall = \"60s\"";
+// Kept so briefly that what other processes change in the file system of the data root is not watched: if their events
+// are too many for the kernel's queue, everything is recalled, and these tests count recalls.
+const SHORT: &str = "[leases]\nkeep = \"1s\"\nrecall = \"200ms\"";
+const LONG: &str = "[leases]\nkeep = \"1s\"\nrecall = \"60s\"";
 
 fn take(client: &mut Client) -> LeaseTerms {
     match client.call(Op::TakeLeases, &[]) {
@@ -180,7 +182,7 @@ fn recalls_find_another_connection_and_end_with_the_last() {
 #[test]
 fn after_a_restart_changes_wait_for_those_who_had_leases() {
     for comes_back in [true, false] {
-        let mut world = World::with_limits(if comes_back { LONG } else { "[leases]\nrecall = \"2s\"" });
+        let mut world = World::with_limits(if comes_back { LONG } else { "[leases]\nkeep = \"1s\"\nrecall = \"2s\"" });
         let holder = key();
         let (keeper, changer, node) = two_of(&world, &holder);
         let sessions = (keeper.welcome.session, changer.welcome.session);

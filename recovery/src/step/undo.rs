@@ -1,28 +1,91 @@
-//! Undo: the gateway takes back what the application changed before it was fenced.
+//! Undo: the gateway takes back what the application changed before it was fenced. What it touched, and what became of
+//! each path, is kept as evidence.
 //!
-//! Safe to repeat: the gateway goes on with an undo by itself, and what one has taken back is not taken back again.
+//! The undo's number is on record before it is waited for: a repetition goes on with the same one.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::{Map, Value, json};
 use strongroom_base::Failure;
 use strongroom_base::admin::{AdminClient, AdminError};
 use strongroom_base::base::gateway_failure;
+use strongroom_base::files::{self, Existing, SECRET};
+use strongroom_base::incident::{Entry, Incident, Phase};
 use strongroom_contracts::ContractId;
-use strongroom_protocol::admin::{UndoProgress, UndoRequest, UndoVerdict};
+use strongroom_protocol::admin::{BlastInfo, UndoItem, UndoProgress, UndoRequest, UndoVerdict};
 
 use crate::daemon::Daemon;
 use crate::incident::{Open, StepError, StepResult};
 use crate::journal::facts;
 
 /// How often the gateway is asked how far it is.
-const POLL: Duration = Duration::from_millis(20);
+const ASK: Duration = Duration::from_millis(20);
 
 pub(super) fn take(daemon: &Arc<Daemon>, open: &Arc<Open>) -> StepResult {
     let now = open.incident();
-    let back = now.undo_secs.unwrap_or(0);
-    let since = (now.cause.at_us.min(now.opened_us) / 1_000_000).saturating_sub(back);
     let mut client = daemon.connect()?;
+    let since = since(&now);
+    keep_blast(&mut client, &now, since)?;
+    let Some((run, mut progress)) = begin(open, &now, &mut client, since)? else {
+        return Ok(facts([("restored", 0.into()), ("since", since.into())]));
+    };
+    while !progress.finished {
+        if daemon.is_stopping() {
+            return Err(StepError::stopping());
+        }
+        daemon.pause(ASK);
+        progress = client.undo_progress(run, 0).map_err(gateway_failure)?.0;
+    }
+    if let Some(why) = &progress.failed {
+        return Err(Failure::other(format!("the gateway could not take everything back: {why}")).into());
+    }
+    let items = client.undo_items(run).map_err(gateway_failure)?;
+    keep_items(&now.dir.join("evidence/undo.json"), run, &progress, &items)?;
+    let number = |verdict| items.iter().filter(|item| item.verdict == verdict).count();
+    let failed = number(UndoVerdict::Failed);
+    if failed > 0 {
+        let failure = Failure::other(format!("{failed} paths could not be brought back"))
+            .hint(format!("which, and why: {}", now.dir.join("evidence/undo.json").display()))
+            .hint(format!("to go on all the same: contract recover {} --skip", now.application));
+        return Err(StepError::for_a_person(failure));
+    }
+    Ok(facts([
+        ("undo", run.to_string().into()),
+        ("since", progress.since.into()),
+        ("complete", (!progress.expired).into()),
+        ("restored", number(UndoVerdict::Restored).into()),
+        ("kept", number(UndoVerdict::Kept).into()),
+        ("expired", number(UndoVerdict::Expired).into()),
+    ]))
+}
+
+/// From when on, by the gateway's clock, Unix seconds: so long before the alert as the policy says.
+fn since(now: &Incident) -> u64 {
+    let alert_us = now.cause.at_us.min(now.opened_us);
+    let fenced_us = now.fenced_us().unwrap_or(now.opened_us);
+    let gateway_us = now.fact(Phase::Fence, "fenced_at_us").and_then(Value::as_u64).unwrap_or(fenced_us);
+    let at_alert = gateway_us.saturating_sub(fenced_us.saturating_sub(alert_us));
+    (at_alert / 1_000_000).saturating_sub(now.undo_secs.unwrap_or(0))
+}
+
+/// Begins the undo, or finds the one that was begun; `None`: there is nothing to take back.
+fn begin(
+    open: &Open,
+    now: &Incident,
+    client: &mut AdminClient,
+    since: u64,
+) -> Result<Option<(ContractId, UndoProgress)>, StepError> {
+    let known = now.fact(Phase::Undo, "undo").and_then(Value::as_str).and_then(|text| text.parse().ok());
+    if let Some(run) = known {
+        match client.undo_progress(run, 0) {
+            // One that failed is begun anew.
+            Ok((progress, _)) if progress.failed.is_none() => return Ok(Some((run, progress))),
+            Ok(_) | Err(AdminError::NotFound(_)) => {}
+            Err(error) => return Err(gateway_failure(error).into()),
+        }
+    }
     let request = UndoRequest {
         application: now.application.clone(),
         contract: None,
@@ -33,48 +96,62 @@ pub(super) fn take(daemon: &Arc<Daemon>, open: &Arc<Open>) -> StepResult {
     };
     let run = match client.undo(request) {
         Ok(run) => run,
-        // Nothing was ever kept of it: it changed nothing under a grant with an undo window.
-        Err(AdminError::NotFound(why)) => return Ok(facts([("undo", why.into()), ("restored", 0.into())])),
-        Err(error @ AdminError::Refused(_)) => {
-            let failure = gateway_failure(error)
-                .hint(
-                    "take `undo` out of the policy's steps, or put the files back from a backup, then go on",
-                )
-                .hint(format!("to go on without it: contract recover {} --skip", now.application));
-            return Err(StepError::for_a_person(failure));
-        }
+        Err(AdminError::NotFound(_)) => return Ok(None),
         Err(error) => return Err(gateway_failure(error).into()),
     };
-    let progress = wait(daemon, &mut client, run)?;
-    if let Some(why) = progress.failed {
-        let failure =
-            Failure::other(format!("the gateway could not undo what {} did: {why}", now.application))
-                .hint(format!("when it can: contract undo {} --since {back}s", now.application))
-                .hint(format!("to go on without it: contract recover {} --skip", now.application));
-        return Err(StepError::for_a_person(failure));
-    }
-    let items = client.undo_items(run).map_err(gateway_failure)?;
-    let number = |verdict| items.iter().filter(|item| item.verdict == verdict).count();
-    Ok(facts([
-        ("undo", run.to_string().into()),
-        ("since", progress.since.into()),
-        ("restored", number(UndoVerdict::Restored).into()),
-        ("kept", number(UndoVerdict::Kept).into()),
-        ("expired", number(UndoVerdict::Expired).into()),
-        ("failed", number(UndoVerdict::Failed).into()),
-        ("complete", (!progress.expired).into()),
-    ]))
+    let decided: Map<String, Value> = facts([("undo", run.to_string().into())]);
+    open.put(Entry::Decided { phase: Phase::Undo, facts: decided })?;
+    let progress = client.undo_progress(run, 0).map_err(gateway_failure)?.0;
+    Ok(Some((run, progress)))
 }
 
-fn wait(daemon: &Arc<Daemon>, client: &mut AdminClient, run: ContractId) -> Result<UndoProgress, StepError> {
-    loop {
-        let (progress, _) = client.undo_progress(run, u64::MAX).map_err(gateway_failure)?;
-        if progress.finished {
-            return Ok(progress);
-        }
-        if daemon.is_stopping() {
-            return Err(StepError::stopping());
-        }
-        std::thread::sleep(POLL);
+/// What it touched, and who has read that since; as it was before anything is taken back.
+fn keep_blast(client: &mut AdminClient, now: &Incident, since: u64) -> Result<(), Failure> {
+    let path = now.dir.join("evidence/blast.json");
+    if path.exists() {
+        return Ok(());
     }
+    let list = match client.blast(&now.application, since) {
+        Ok(list) => list,
+        Err(AdminError::NotFound(_)) => vec![],
+        Err(error) => return Err(gateway_failure(error)),
+    };
+    let one = |one: &BlastInfo| {
+        json!({
+            "path": text(&one.path),
+            "what": one.what,
+            "last": one.last,
+            "readers": one.readers.iter().map(|(who, when)| json!({ "application": who, "first": when })).collect::<Vec<_>>(),
+        })
+    };
+    let json = json!({ "since": since, "paths": list.iter().map(one).collect::<Vec<_>>() });
+    files::write(&path, &format!("{json:#}\n"), SECRET, Existing::Replace)
+}
+
+fn keep_items(
+    path: &Path,
+    run: ContractId,
+    progress: &UndoProgress,
+    items: &[UndoItem],
+) -> Result<(), Failure> {
+    let one = |item: &UndoItem| {
+        json!({
+            "path": text(&item.path),
+            "verdict": match item.verdict {
+                UndoVerdict::Restored => "restored",
+                UndoVerdict::Kept => "kept",
+                UndoVerdict::Expired => "expired",
+                UndoVerdict::Failed => "failed",
+            },
+            "beside": item.beside.as_ref().map(|path| text(path)),
+            "why": item.why,
+        })
+    };
+    let paths: Vec<Value> = items.iter().map(one).collect();
+    let json = json!({ "undo": run.to_string(), "since": progress.since, "complete": !progress.expired, "paths": paths });
+    files::write(path, &format!("{json:#}\n"), SECRET, Existing::Replace)
+}
+
+fn text(path: &[u8]) -> String {
+    String::from_utf8_lossy(path).into_owned()
 }
