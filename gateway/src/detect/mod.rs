@@ -3,8 +3,7 @@
 //! Streaming and bounded: each change is looked at once, before it is applied, by a sample of at most 4 KiB of what is there
 //! and what comes. Each file counts once, as much as it was harmed; the counts fade. A verdict names what was seen.
 //! (The signals are those of ShieldFS, ACSAC 2016, and UNVEIL, USENIX Security 2016: content that becomes even, types that
-//! change, renames with one suffix, removals after even copies. Decoys are from Lee et al., "How to make efficient decoy
-//! files for ransomware detection", 2017.)
+//! change, renames with one suffix, removals after even copies.)
 //!
 //! What the application made itself does not count: builds, caches, repacking and journals are its own business.
 
@@ -12,9 +11,12 @@ mod sample;
 mod tally;
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
+use strongroom_contracts::{Application, Detection, OnVerdict};
 
 pub(crate) use sample::{Look, SAMPLE};
 use tally::Tally;
@@ -31,26 +33,11 @@ const MAX_SUFFIX: usize = 32;
 const PIECES: u8 = 4;
 /// Paths that a verdict names.
 const NAMED: usize = 5;
+/// What a whole number of files may have faded by while they were counted.
+const FADED: f64 = 0.5;
 
 /// A file: inode number and generation.
 pub(crate) type FileId = (u64, u64);
-
-/// How much is too much.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Thresholds {
-    /// Files harmed within about a minute.
-    pub burst: f64,
-    /// Files harmed within some hours.
-    pub slow: f64,
-    /// Files of others removed within about ten seconds without anything coming in their place.
-    pub removed: f64,
-}
-
-impl Default for Thresholds {
-    fn default() -> Thresholds {
-        Thresholds { burst: 8.0, slow: 40.0, removed: 24.0 }
-    }
-}
 
 /// That an application does harm.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,10 +48,34 @@ pub struct Verdict {
     pub files: u32,
 }
 
+/// The watches of all applications: a new session does not begin from nothing.
+#[derive(Default)]
+pub(crate) struct Watches(Mutex<HashMap<Application, Arc<Watch>>>);
+
+/// Applications that are remembered; there are as many as policy files.
+const MAX_APPLICATIONS: usize = 4096;
+
+impl Watches {
+    /// The watch of an application, unless its contract asks for none.
+    pub(crate) fn of(&self, application: &Application, terms: Detection) -> Option<Arc<Watch>> {
+        if terms.verdict == OnVerdict::Off {
+            return None;
+        }
+        let mut all = self.0.lock();
+        if all.len() >= MAX_APPLICATIONS && !all.contains_key(application) {
+            all.clear();
+        }
+        let watch = all.entry(application.clone()).or_insert_with(|| Arc::new(Watch::new(terms)));
+        watch.state.lock().terms = terms;
+        Some(Arc::clone(watch))
+    }
+}
+
 /// Watches one application, whatever its sessions.
 pub(crate) struct Watch {
     began: Instant,
-    thresholds: Thresholds,
+    /// There is a verdict to be taken.
+    judged: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -84,6 +95,8 @@ struct File {
 }
 
 struct State {
+    /// How much is too much.
+    terms: Detection,
     files: HashMap<FileId, File>,
     order: VecDeque<FileId>,
     made: HashSet<FileId>,
@@ -118,11 +131,12 @@ impl About<'_> {
 }
 
 impl Watch {
-    pub(crate) fn new(thresholds: Thresholds) -> Watch {
+    pub(crate) fn new(terms: Detection) -> Watch {
         Watch {
             began: Instant::now(),
-            thresholds,
+            judged: AtomicBool::new(false),
             state: Mutex::new(State {
+                terms,
                 files: HashMap::new(),
                 order: VecDeque::new(),
                 made: HashSet::new(),
@@ -145,6 +159,10 @@ impl Watch {
 
     /// The verdict, once.
     pub(crate) fn take_verdict(&self) -> Option<Verdict> {
+        if !self.judged.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.judged.store(false, Ordering::Relaxed);
         self.state.lock().verdict.take()
     }
 
@@ -227,9 +245,9 @@ impl Watch {
         }
         state.removed.add(now, 1.0);
         state.name(about, "removed");
-        if state.removed.at(now) >= self.thresholds.removed {
+        if state.removed.at(now) >= f64::from(state.terms.removed) - FADED {
             let number = state.removed.at(now).round() as u32;
-            state.convict(number, "files of others removed within seconds");
+            self.convict(&mut state, number, "files of others removed within seconds");
             state.removed.clear();
         }
     }
@@ -267,11 +285,11 @@ impl Watch {
         }
     }
 
-    /// A decoy was touched: nobody but a program that goes through everything does that.
-    pub(crate) fn decoy(&self, path: &str) {
-        let mut state = self.state.lock();
-        state.named.push_back(format!("{path} (decoy)"));
-        state.convict(1, "decoy file touched");
+    fn convict(&self, state: &mut State, files: u32, what: &str) {
+        let named: Vec<String> = state.named.drain(..).collect();
+        let evidence = format!("{files} {what}; the last: {}", named.join(", "));
+        state.verdict = Some(Verdict { evidence, files });
+        self.judged.store(true, Ordering::Relaxed);
     }
 
     fn harm(&self, state: &mut State, about: &About<'_>, harm: Option<(f64, &str)>) {
@@ -290,13 +308,13 @@ impl Watch {
         let now = self.now();
         state.burst.add(now, more);
         state.slow.add(now, more);
-        if state.burst.at(now) >= self.thresholds.burst {
+        if state.burst.at(now) >= f64::from(state.terms.burst) - FADED {
             let number = state.burst.at(now).round() as u32;
-            state.convict(number, "files of others harmed within a minute");
+            self.convict(state, number, "files of others harmed within a minute");
             state.burst.clear();
-        } else if state.slow.at(now) >= self.thresholds.slow {
+        } else if state.slow.at(now) >= f64::from(state.terms.slow) - FADED {
             let number = state.slow.at(now).round() as u32;
-            state.convict(number, "files of others harmed within hours");
+            self.convict(state, number, "files of others harmed within hours");
             state.slow.clear();
         }
     }
@@ -320,12 +338,6 @@ impl State {
             self.named.pop_front();
         }
         self.named.push_back(format!("{} ({how})", (about.path)()));
-    }
-
-    fn convict(&mut self, files: u32, what: &str) {
-        let named: Vec<String> = self.named.drain(..).collect();
-        let evidence = format!("{files} {what}; the last: {}", named.join(", "));
-        self.verdict = Some(Verdict { evidence, files });
     }
 }
 

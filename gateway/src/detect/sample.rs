@@ -96,7 +96,8 @@ impl Look {
         }
         // UTF-8 of other scripts has its bytes above the ASCII ones.
         let valid = std::str::from_utf8(bytes).map_or_else(|error| error.valid_up_to(), str::len);
-        let words = bytes.iter().filter(|byte| **byte < 0x20 && !matches!(byte, b'\t' | b'\n' | b'\r')).count();
+        let words =
+            bytes.iter().filter(|byte| **byte < 0x20 && !matches!(byte, b'\t' | b'\n' | b'\r')).count();
         if valid + 4 >= bytes.len() && words == 0 { Look::Text } else { Look::Structured }
     }
 
@@ -162,11 +163,13 @@ mod tests {
     #[test]
     fn even_bytes_are_told_from_everything_else_at_every_length() {
         for length in [256, 512, 1000, 4096] {
-            let found = (1..400).filter(|seed| Look::at(&even(length, *seed * 77), false) == Look::Even).count();
+            let found =
+                (1..400).filter(|seed| Look::at(&even(length, *seed * 77), false) == Look::Even).count();
             assert!(found >= 395, "{found} of 399 at {length}");
         }
         for length in [32, 48, 100, 200] {
-            let found = (1..400).filter(|seed| Look::at(&even(length, *seed * 77), false) == Look::Even).count();
+            let found =
+                (1..400).filter(|seed| Look::at(&even(length, *seed * 77), false) == Look::Even).count();
             assert!(found >= 370, "{found} of 399 at {length}");
         }
         let text = "The quick brown fox jumps over the lazy dog. ".repeat(100);
