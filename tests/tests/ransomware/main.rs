@@ -77,6 +77,8 @@ fn every_style_is_cut_and_taken_back() {
         ..Options::for_test("ransomware")
     };
     let lab = Lab::up(&options).unwrap();
+    let status = lab.status().unwrap();
+    assert!(status.guests.iter().all(|guest| guest.problem.is_none()), "{status:?}");
     for style in STYLES {
         let root = data.path().join(style);
         let before = names_and_sums(&root);
@@ -86,14 +88,16 @@ fn every_style_is_cut_and_taken_back() {
         assert!(said.contains("Permission denied"), "{style}: {said}");
         // The one that was under way is not counted by the attacker.
         assert!(files < 25, "{style}: {said}");
-        let told = lab
-            .base(["bash", "-c", &format!("contract undo {style} --since 30m --json")])
-            .run()
-            .unwrap();
+        let told =
+            lab.base(["bash", "-c", &format!("contract undo {style} --since 30m --json")]).run().unwrap();
         assert!(told.contains("\"failed\": 0") && told.contains("\"expired\": 0"), "{style}: {told}");
         assert_eq!(names_and_sums(&root), before, "{style}");
         let audit = lab
-            .storage(["sh", "-c", &format!("grep -h '\"ransomware\"' /var/lib/strongroom/audit.jsonl | grep {style}")])
+            .storage([
+                "sh",
+                "-c",
+                &format!("grep -h '\"ransomware\"' /var/lib/strongroom/audit.jsonl | grep {style}"),
+            ])
             .run()
             .unwrap();
         assert!(audit.contains("the last: "), "{style}: {audit}");
