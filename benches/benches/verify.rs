@@ -7,8 +7,8 @@ use anyhow::{Context as _, Result};
 use divan::{Bencher, black_box};
 use strongroom_contracts::terms::{self, Narrowed};
 use strongroom_contracts::{
-    Attenuation, Audit, Chain, ContractId, DataPath, Effective, GatewayId, Grant, MountPath, Ownership,
-    PolicyDigest, PublicKey, Rights, SecretKey, SessionLimits, Terms, UndoSpace, VerifyContext,
+    Attenuation, Audit, Chain, ContractId, DataPath, Detection, Effective, GatewayId, Grant, MountPath,
+    Ownership, PolicyDigest, PublicKey, Rights, SecretKey, SessionLimits, Terms, UndoSpace, VerifyContext,
 };
 
 const NOW: u64 = 1_800_000_000;
@@ -53,6 +53,7 @@ impl Arrival {
             networks: Some(vec!["10.77.0.0/24".parse()?]),
             audit: Audit::Normal,
             undo: UndoSpace::default(),
+            detection: Detection::default(),
             policy: PolicyDigest::of(""),
         };
         let mut chain = Chain::issue(&terms, &issuer)?;

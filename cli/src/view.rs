@@ -5,8 +5,8 @@ use strongroom_contracts::armour::rfc3339;
 use strongroom_contracts::chain::Quota;
 use strongroom_contracts::terms::Narrowed;
 use strongroom_contracts::{
-    Application, Audit, Chain, ContractId, DataPath, Effective, GatewayId, MountPath, Network, Ownership,
-    PolicyDigest, PublicKey, Rights, SessionLimits, UndoFull, UndoSpace, VerifyError,
+    Application, Audit, Chain, ContractId, DataPath, Detection, Effective, GatewayId, MountPath, Network,
+    OnVerdict, Ownership, PolicyDigest, PublicKey, Rights, SessionLimits, UndoFull, UndoSpace, VerifyError,
 };
 
 use crate::output::{Clock, Style, Table, bytes, span};
@@ -34,6 +34,7 @@ pub struct View {
     networks: Option<Vec<Network>>,
     audit: Audit,
     undo: UndoSpace,
+    detection: Detection,
     policy: PolicyDigest,
 }
 
@@ -77,6 +78,7 @@ impl View {
             networks: effective.networks.clone(),
             audit: effective.audit,
             undo: effective.undo,
+            detection: effective.detection,
             policy: effective.policy,
         }
     }
@@ -109,6 +111,7 @@ impl View {
             networks: terms.networks.clone(),
             audit: terms.audit,
             undo: terms.undo,
+            detection: terms.detection,
             policy: terms.policy,
         };
         for block in chain.claimed_attenuations()? {
@@ -179,6 +182,10 @@ impl View {
             },
             "networks": self.networks.as_ref().map(|list| list.iter().map(Network::to_string).collect::<Vec<_>>()),
             "audit": self.audit.name(),
+            "detection": {
+                "verdict": self.detection.verdict.name(), "burst": self.detection.burst,
+                "slow": self.detection.slow, "removed": self.detection.removed,
+            },
             "undo": { "space_bytes": self.undo.bytes, "full": self.undo.full.name() },
             "policy": self.policy.to_string(),
         })
@@ -212,6 +219,13 @@ impl View {
         }
         if let Some(space) = self.undo.bytes {
             line("undo", format!("at most {} are kept to take changes back", bytes(space)));
+        }
+        match self.detection.verdict {
+            OnVerdict::Alert => {}
+            OnVerdict::Fence => {
+                line("detection", "changes that look like ransomware fence it at once".to_owned())
+            }
+            OnVerdict::Off => line("detection", "changes are not watched".to_owned()),
         }
         if self.undo.full == UndoFull::Forget {
             line("undo", "the oldest changes are forgotten when its space is used up".to_owned());

@@ -7,6 +7,7 @@
 use bincode::{Decode, Encode};
 
 use crate::codec::{self, CodecError};
+use crate::detection::Detection;
 use crate::grant::Ownership;
 use crate::id::{ContractId, GatewayId, KeyId, PolicyDigest};
 use crate::keys::{self, Domain, KeyError, PublicKey, SecretKey, Signature};
@@ -153,6 +154,8 @@ pub struct Effective {
     pub audit: Audit,
     /// The room of its undo log.
     pub undo: UndoSpace,
+    /// How its changes are watched.
+    pub detection: Detection,
     /// The policy text it was issued from.
     pub policy: PolicyDigest,
 }
@@ -331,6 +334,7 @@ impl Effective {
             networks: terms.networks.map(scope::normal_networks),
             audit: terms.audit,
             undo: terms.undo,
+            detection: terms.detection,
             policy: terms.policy,
         }
     }

@@ -9,6 +9,7 @@
 pub mod armour;
 pub mod chain;
 pub mod codec;
+pub mod detection;
 pub mod grant;
 pub mod id;
 pub mod keys;
@@ -23,6 +24,7 @@ pub mod terms;
 pub mod visible;
 
 pub use chain::{Chain, Effective, VerifyContext, VerifyError};
+pub use detection::{Detection, OnVerdict};
 pub use grant::{Grant, Ownership};
 pub use id::{ContractId, GatewayId, KeyId, PolicyDigest};
 pub use keys::{KeyError, PublicKey, SecretKey};

@@ -2,6 +2,7 @@
 
 use bincode::{Decode, Encode};
 
+use crate::detection::Detection;
 use crate::grant::Grant;
 use crate::id::{ContractId, GatewayId, KeyId, PolicyDigest};
 use crate::keys::PublicKey;
@@ -97,6 +98,8 @@ pub struct Terms {
     pub audit: Audit,
     /// The room of its undo log. No authority, so attenuations leave it as it is.
     pub undo: UndoSpace,
+    /// How its changes are watched. No authority either.
+    pub detection: Detection,
     /// The policy text it was issued from.
     pub policy: PolicyDigest,
 }

@@ -11,10 +11,10 @@ use strongroom_contracts::revocation::{self, MAX_WHY_BYTES};
 use strongroom_contracts::scope::{Quota, Region, Scope};
 use strongroom_contracts::terms::{self, Narrowed};
 use strongroom_contracts::{
-    Application, Attenuation, Audit, Chain, ContractId, Effective, FenceReceipt, GatewayId, Grant, KeyId,
-    Network, Ownership, PolicyDigest, PublicKey, Revocation, Rights, SessionLimits, SignedReceipt,
-    SignedRevocation, Subject, Terms, UndoFull, UndoSpace, VerifyContext, VerifyError, armour, codec,
-    receipt,
+    Application, Attenuation, Audit, Chain, ContractId, Detection, Effective, FenceReceipt, GatewayId, Grant,
+    KeyId, Network, OnVerdict, Ownership, PolicyDigest, PublicKey, Revocation, Rights, SessionLimits,
+    SignedReceipt, SignedRevocation, Subject, Terms, UndoFull, UndoSpace, VerifyContext, VerifyError, armour,
+    codec, receipt,
 };
 
 // ---- values ----
@@ -152,6 +152,7 @@ prop_compose! {
             networks,
             audit: if strict { Audit::Strict } else { Audit::Normal },
             undo: UndoSpace { bytes: strict.then_some(7), full: if strict { UndoFull::Forget } else { UndoFull::Fence } },
+            detection: Detection { verdict: if strict { OnVerdict::Fence } else { OnVerdict::Alert }, ..Detection::default() },
             policy: PolicyDigest::from_bytes(digest),
         }
     }

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use strongroom_channel::{Address, Channel, ClientTls, Frame, Peer, ServerTls, Socket};
 use strongroom_contracts::{
-    Audit, Chain, ContractId, Grant, Ownership, PolicyDigest, Rights, SecretKey, SessionLimits, Terms,
-    UndoSpace, armour,
+    Audit, Chain, ContractId, Detection, Grant, Ownership, PolicyDigest, Rights, SecretKey, SessionLimits,
+    Terms, UndoSpace, armour,
 };
 use strongroom_fuse_client::contract::ContractFile;
 use strongroom_fuse_client::errno::Ended;
@@ -174,6 +174,7 @@ fn setup(deadline: Option<Duration>, fetch: bool) -> Setup {
         networks: None,
         audit: Audit::Normal,
         undo: UndoSpace::default(),
+        detection: Detection::default(),
         policy: PolicyDigest::of(""),
     };
     let dir = tempfile::tempdir().unwrap();

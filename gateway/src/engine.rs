@@ -46,6 +46,8 @@ pub use crate::gate::{Admission, Turnstile};
 pub(crate) use replay::now as born_now;
 pub use types::*;
 
+pub use crate::detect::Verdict;
+use crate::detect::{Watch, Watches};
 use crate::gate::Gate;
 use crate::gate::grant::GrantState;
 use crate::handles::Handles;
@@ -74,6 +76,7 @@ pub(crate) struct Shared {
     /// When it was opened, in the form of a generation.
     pub(crate) started: u64,
     sessions: AtomicU64,
+    watches: Watches,
     /// How long clients may keep what they have leases on, in milliseconds.
     pub(crate) keep_ms: AtomicU64,
 }
@@ -142,6 +145,8 @@ pub struct EngineSession {
     pub(crate) handles: Handles,
     pub(crate) claims: Mutex<HashSet<Claim>>,
     pub(crate) bounds: SessionBounds,
+    /// What watches the application's changes.
+    pub(crate) watch: Option<Arc<Watch>>,
     /// In whose name changes are kept.
     pub(crate) actor: Option<Actor>,
     operations: AtomicU64,
@@ -200,6 +205,7 @@ impl Engine {
             started: replay::now(),
             sessions: AtomicU64::new(1),
             keep_ms: AtomicU64::new(millis(options.leases.keep)),
+            watches: Watches::default(),
         };
         Ok(Engine { shared: Arc::new(shared) })
     }
@@ -357,6 +363,7 @@ impl EngineSession {
             handles: Handles::new(bounds.handles, serial),
             claims: Mutex::new(claims.iter().copied().collect()),
             bounds,
+            watch: engine.shared.watches.of(&contract.application, contract.detection),
             actor: engine.shared.undo.as_ref().map(|undo| undo.actor(contract)),
             operations: AtomicU64::new(0),
             denied: AtomicU64::new(0),
@@ -433,6 +440,11 @@ impl EngineSession {
     /// The node of a wire node, without checking where it lies: for audit lines only.
     pub(crate) fn known_node(&self, key: attr::Node) -> Option<Arc<Node>> {
         self.nodes.get(key).map(|known| known.node)
+    }
+
+    /// What was found out about the application's changes since it was last asked, if that is much.
+    pub fn take_verdict(&self) -> Option<Verdict> {
+        self.watch.as_ref()?.take_verdict()
     }
 
     /// Numbers for `contract sessions`.

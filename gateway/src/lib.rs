@@ -7,6 +7,7 @@ pub mod alerts;
 pub mod audit;
 pub mod clock;
 pub mod config;
+mod detect;
 pub mod door;
 pub mod engine;
 pub mod fence;

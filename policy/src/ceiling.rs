@@ -168,6 +168,7 @@ impl Policy {
                 bytes: self.undo_space.as_ref().map(|space| space.value),
                 full: self.undo_full.value,
             },
+            detection: self.detection.value,
             policy: self.digest,
         };
         match terms.check() {

@@ -5,7 +5,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use strongroom_contracts::{
-    Application, Audit, DataPath, Grant, MountPath, Network, PolicyDigest, Right, SessionLimits, UndoFull,
+    Application, Audit, DataPath, Detection, Grant, MountPath, Network, PolicyDigest, Right, SessionLimits,
+    UndoFull,
 };
 
 use crate::place::{Place, Setting};
@@ -39,6 +40,8 @@ pub struct Policy {
     pub undo_space: Option<Setting<u64>>,
     /// What happens when they are used up.
     pub undo_full: Setting<UndoFull>,
+    /// How its changes are watched.
+    pub detection: Setting<Detection>,
     /// What is done after an attack.
     pub recovery: Option<Recovery>,
     /// SHA-256 of the file's text.

@@ -19,7 +19,7 @@ use table::Table;
 /// The longest policy file that is read, in bytes.
 const MAX_TEXT_BYTES: usize = 1 << 20;
 
-const TOP_KEYS: [&str; 11] = [
+const TOP_KEYS: [&str; 12] = [
     "application",
     "guest",
     "lifetime",
@@ -30,6 +30,7 @@ const TOP_KEYS: [&str; 11] = [
     "undo-full",
     "grant",
     "limits",
+    "detection",
     "recovery",
 ];
 
@@ -124,6 +125,7 @@ fn read_top(errors: &mut Errors<'_>, root: &dyn TableLike) -> (Option<Policy>, O
         key if grant::KEYS.contains(&key) => Some(format!("`{key}` belongs in a [[grant]]")),
         key if settings::LIMIT_KEYS.contains(&key) => Some(format!("`{key}` belongs in [limits]")),
         key if settings::RECOVERY_KEYS.contains(&key) => Some(format!("`{key}` belongs in [recovery]")),
+        key if settings::DETECTION_KEYS.contains(&key) => Some(format!("`{key}` belongs in [detection]")),
         _ => None,
     });
     let application = top.required_string(errors, "application", "\"mail\"");
@@ -147,6 +149,7 @@ fn read_top(errors: &mut Errors<'_>, root: &dyn TableLike) -> (Option<Policy>, O
         .unwrap_or(Setting::default_of(Default::default()));
     let (limits, limit_places) = settings::limits(errors, &top);
     let recovery = settings::recovery(errors, &top);
+    let detection = settings::detection(errors, &top, recovery.as_ref());
     let grants = grant::grants(errors, &top);
     let Some(claim) = claim else { return (None, None) };
     if grants.is_empty() && !top.has("grant") && !root.contains_key("grants") {
@@ -174,6 +177,7 @@ fn read_top(errors: &mut Errors<'_>, root: &dyn TableLike) -> (Option<Policy>, O
         audit,
         undo_space,
         undo_full,
+        detection,
         recovery,
         digest: PolicyDigest::of(&source.text),
         file: source.file.clone(),

@@ -188,9 +188,15 @@ fn settings_of_the_whole() {
             NARROWER,
         ),
         (
-            "\"ransomware\", ",
-            "",
-            "mail CHANGES recovery on from violation, ransomware, ids.severity <= 2 to violation, ids.severity <= 2",
+            "\"violation\"",
+            "\"undo-space\"",
+            "mail CHANGES recovery on from violation, ransomware, ids.severity <= 2 to ransomware, undo-space, ids.severity <= 2",
+            WIDER,
+        ),
+        (
+            "[recovery]",
+            "[detection]\nburst = 20\n[recovery]",
+            "mail CHANGES detection from fence at 8 a minute, 40 in hours, 24 removed to fence at 20 a minute, 40 in hours, 24 removed",
             WIDER,
         ),
         (
@@ -261,4 +267,34 @@ fn changes_name_the_line_and_programs_get_members() {
     );
     let lost = diff(&good(&[("mail", MAIL)]), &good(&[("mail", &MAIL.replace("append-only", "list"))]));
     assert_eq!(lost[0].place.as_ref().unwrap().line, 15);
+}
+
+/// Where recovery does not act on ransomware any more, the gateway does not fence for it either.
+#[test]
+fn detection_follows_recovery_unless_it_is_said() {
+    let without = MAIL.replacen("\"ransomware\", ", "", 1);
+    assert_changes(
+        MAIL,
+        &without,
+        &[
+            (
+                "mail CHANGES detection from fence at 8 a minute, 40 in hours, 24 removed to alert at 8 a minute, 40 in hours, 24 removed",
+                WIDER,
+            ),
+            (
+                "mail CHANGES recovery on from violation, ransomware, ids.severity <= 2 to violation, ids.severity <= 2",
+                WIDER,
+            ),
+        ],
+    );
+    let said =
+        |policy: &str| policy.replacen("[recovery]", "[detection]\nverdict = \"alert\"\n[recovery]", 1);
+    assert_changes(
+        &said(MAIL),
+        &said(&without),
+        &[(
+            "mail CHANGES recovery on from violation, ransomware, ids.severity <= 2 to violation, ids.severity <= 2",
+            WIDER,
+        )],
+    );
 }

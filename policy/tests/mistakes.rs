@@ -101,6 +101,15 @@ fn lifetime_until_audit() {
 }
 
 #[test]
+fn detection() {
+    let with = |line: &str| format!("{GRANT}[detection]\n{line}");
+    assert_one(&with("verdict = \"fense\""), 6, 11, "not something to do about ransomware", "`fence`");
+    assert_one(&with("burst = 0"), 6, 9, "`burst` is out of range", "from 1");
+    assert_one(&with("slow = \"40\""), 6, 8, "a whole number without quotes", "");
+    assert_one(&with("brust = 7"), 6, 1, "brust", "`burst`");
+}
+
+#[test]
 fn undo_space_and_full() {
     assert_one(&format!("{GRANT}undo-full = \"forgt\""), 5, 13, "`forgt` is not something to do", "`forget`");
     assert_one(&format!("{GRANT}undo-space = \"0 B\""), 5, 14, "without space", "remove the key");

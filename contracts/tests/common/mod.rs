@@ -9,8 +9,8 @@
 use strongroom_contracts::keys::Domain;
 use strongroom_contracts::terms::{self, Narrowed};
 use strongroom_contracts::{
-    Attenuation, Audit, Chain, ContractId, DataPath, Grant, MountPath, Ownership, PolicyDigest, PublicKey,
-    Rights, SecretKey, SessionLimits, Terms, UndoSpace, codec,
+    Attenuation, Audit, Chain, ContractId, DataPath, Detection, Grant, MountPath, Ownership, PolicyDigest,
+    PublicKey, Rights, SecretKey, SessionLimits, Terms, UndoSpace, codec,
 };
 
 /// 2027-01-15T08:00:00Z, the time at which vectors are verified.
@@ -80,6 +80,7 @@ pub fn mail() -> Terms {
         networks: Some(vec!["10.77.0.0/16".parse().expect("a network")]),
         audit: Audit::Normal,
         undo: UndoSpace::default(),
+        detection: Detection::default(),
         policy: PolicyDigest::from_bytes([0xd1; 32]),
     }
 }

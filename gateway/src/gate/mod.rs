@@ -22,6 +22,7 @@ use strongroom_protocol::reply::{Entry, Failure};
 
 pub use turnstile::{Admission, Turnstile};
 
+use crate::detect::Watch;
 use crate::engine::{EngineSession, Shared, SpecialFiles};
 use crate::handles::{Open, Use};
 use crate::leases::Deal;
@@ -383,6 +384,11 @@ impl<On> Permit<'_, On> {
         } else {
             Refusal::lacks(Right::List)
         })
+    }
+
+    /// What watches the application's changes, if anything does.
+    pub(crate) fn watch(&self) -> Option<&Watch> {
+        self.scope.session.watch.as_deref()
     }
 
     /// What keeps what is about to be changed.

@@ -2,13 +2,15 @@
 
 use std::sync::{Arc, Weak};
 
+use strongroom_contracts::OnVerdict;
+use strongroom_protocol::admin::AlertKind;
 use strongroom_protocol::attr::LockKind;
 use strongroom_protocol::lease::Note;
 use strongroom_protocol::op::{Op, Request};
 use strongroom_protocol::reply::{Event, Failure, Outcome};
 
 use crate::audit::Record;
-use crate::engine::{Admission, Call, Done, LockReply, ReplyBuf, Served, Syncing, Teller};
+use crate::engine::{Admission, Call, Done, LockReply, ReplyBuf, Served, Syncing, Teller, Verdict};
 use crate::gateway::Gateway;
 use crate::session::Session;
 use crate::session::rates::Cost;
@@ -120,6 +122,9 @@ impl Gateway {
         // The operation has had its last effect. What follows may wait (for the disk of the audit trail), and a fence
         // need not wait for that.
         drop(admission);
+        if let Some(verdict) = session.engine.take_verdict() {
+            self.judged(session, verdict);
+        }
         let Served::Done(done) = served else { return None };
         if let (Op::SetLock { lock, .. }, Outcome::Done) = (&request.op, &done.outcome)
             && lock.kind != LockKind::Unlock
@@ -163,6 +168,31 @@ impl Gateway {
             self.audit.count(Record { text: Some(text), ..session.record("lost") });
         }
         noted.is_ok()
+    }
+
+    /// Acts on what was found out about an application's changes.
+    fn judged(self: &Arc<Self>, session: &Arc<Session>, verdict: Verdict) {
+        let fences = session.contract().effective.detection.verdict == OnVerdict::Fence;
+        if fences {
+            // Nothing more is let in; the rest of the fence waits for what is inside, and this may be inside.
+            session.fence();
+        }
+        self.alert(session, AlertKind::Ransomware, verdict.evidence, verdict.files);
+        if !fences {
+            return;
+        }
+        let (gateway, application) = (self.clone(), session.application.clone());
+        let fence = move || {
+            if let Err(error) = gateway.fence_locally(&application) {
+                let text = format!("the fence of {application} is not durable: {error}");
+                gateway.audit.note(Record { event: "lost", text: Some(text), ..Record::default() });
+            }
+        };
+        let fence = Arc::new(fence);
+        let own = Arc::clone(&fence);
+        if self.threads.run(Box::new(move |_| own())).is_err() {
+            fence();
+        }
     }
 
     /// Records what the contract and the outcome ask for. `path`: what it is about, under `audit = "strict"`.

@@ -80,6 +80,9 @@ fn create_new(
     permit.made(&node);
     drop(change);
     permit.changed_names(dir);
+    if let Some(watch) = permit.watch() {
+        watch.makes((node.ino, node.generation));
+    }
     let entry = permit.tell_made(&node, &stat);
     let handle = permit.open(used, file, OpenFlags { write: true, ..flags }, true)?;
     Ok((handle, entry))

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::detect::Watch;
 use crate::gate::Permit;
 use crate::gate::refusal::Checked;
 use crate::leases::Change;
@@ -34,6 +35,7 @@ mod sizes;
 pub(crate) mod statfs;
 pub(crate) mod symlink;
 pub(crate) mod unlink;
+mod watching;
 pub(crate) mod write;
 pub(crate) mod xattr;
 
@@ -41,6 +43,7 @@ pub(crate) mod xattr;
 pub(crate) trait Reach {
     fn tree(&self) -> &Arc<Tree>;
     fn undo(&self) -> Capture<'_>;
+    fn watch(&self) -> Option<&Watch>;
     fn limits(&self) -> Checked<Arc<[Limit]>>;
     /// As [`Permit::changing`].
     fn changing(&self, changes: &[(&Arc<Node>, Change<'_>)]) -> Checked<()>;
@@ -59,6 +62,10 @@ impl<On> Reach for Permit<'_, On> {
 
     fn undo(&self) -> Capture<'_> {
         self.undo()
+    }
+
+    fn watch(&self) -> Option<&Watch> {
+        self.watch()
     }
 
     fn limits(&self) -> Checked<Arc<[Limit]>> {

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use strongroom_protocol::attr::{Handle, OpenFlags};
 use strongroom_protocol::reply::Outcome;
 
-use super::sizes;
+use super::{sizes, watching};
 use crate::gate::refusal::{Checked, Refusal};
 use crate::gate::rules::Deed;
 use crate::gate::{OnNode, Permit};
@@ -90,6 +90,9 @@ fn cut<On>(permit: &Permit<'_, On>, node: &Arc<Node>, file: &OwnedFd) -> Checked
     permit.changing(&[(node, Change::All { data: true, open: false })])?;
     let change = sizes::prepare(permit, node, &stat, 0)?;
     permit.undo().resize(node, file, &stat, 0)?;
+    if let Some(watch) = permit.watch().filter(|_| stat.size() > 0) {
+        watching::about(permit.tree(), node, |about| watch.empties(about));
+    }
     ftruncate(file, 0)?;
     change.done(0);
     Ok(Stat::of(file)?)

@@ -7,8 +7,8 @@ use rustix::io::Errno;
 use strongroom_protocol::op::RenameMode;
 use strongroom_protocol::reply::Outcome;
 
-use super::Reach;
 use super::unlink::Vanishing;
+use super::{Reach, watching};
 use crate::gate::refusal::{Checked, Refusal};
 use crate::gate::{InDirs, Permit};
 use crate::leases::Change;
@@ -133,6 +133,14 @@ pub(crate) fn rename_in(
         None => reach.changing(&names)?,
     }
     reach.moving((from, to), crosses, &[&node])?;
+    if let Some(watch) = reach.watch() {
+        watching::about(tree, &node, |about| {
+            watch.renames(about, name, new_name);
+            if let Some(victim) = &replaced {
+                watching::about(tree, victim, |victim| watch.replaces(about, victim));
+            }
+        });
+    }
     act(replaced.as_deref().zip(target.as_ref()))?;
     if let (Some(vanishing), Some(target)) = (&vanishing, &target) {
         vanishing.vanished(tree, to, new_name, target);

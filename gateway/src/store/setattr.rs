@@ -9,7 +9,7 @@ use strongroom_contracts::Ownership;
 use strongroom_protocol::attr::{SetAttr, SetTime};
 use strongroom_protocol::reply::Outcome;
 
-use super::{getattr, sizes};
+use super::{getattr, sizes, watching};
 use crate::gate::refusal::{Checked, Refusal};
 use crate::gate::rules::Deed;
 use crate::gate::{OnNode, Permit};
@@ -126,6 +126,9 @@ fn resize(permit: &Permit<'_, OnNode>, size: u64) -> Checked<()> {
     permit.require(if size < stat.size() { Deed::Change } else { Deed::Extend })?;
     let change = sizes::prepare(permit, node, &stat, size)?;
     permit.undo().resize(node, file, &stat, size)?;
+    if let Some(watch) = permit.watch().filter(|_| size == 0 && stat.size() > 0) {
+        watching::about(permit.tree(), node, |about| watch.empties(about));
+    }
     ftruncate(file, size)?;
     change.done(size);
     Ok(())

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, FileType};
 use strongroom_protocol::reply::Outcome;
 
-use super::Reach;
+use super::{Reach, watching};
 use crate::gate::refusal::{Checked, Refusal};
 use crate::gate::{InDir, Permit};
 use crate::leases::Change;
@@ -48,6 +48,9 @@ pub(crate) fn remove(
     }
     let open = vanishing.links <= 1 || vanishing.node.is_dir();
     reach.changing(&[(dir, Change::Name(name)), (&vanishing.node, Change::All { data: false, open })])?;
+    if let Some(watch) = reach.watch().filter(|_| vanishing.links <= 1) {
+        watching::about(tree, &vanishing.node, |about| watch.removes(about));
+    }
     undo.remove(dir, &parent, name, &vanishing.node, &stat, directory)?;
     let crosses = vanishing.vanished(tree, dir, name, &stat);
     drop(size);

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use rustix::io::{Errno, pwrite};
 use strongroom_protocol::reply::Outcome;
 
-use super::sizes;
+use super::{sizes, watching};
 use crate::gate::refusal::{Checked, Refusal};
 use crate::gate::rules::Deed;
 use crate::gate::{OnHandle, Permit};
@@ -31,6 +31,9 @@ pub(crate) fn write(permit: &Permit<'_, OnHandle>, offset: u64, data: &[u8]) -> 
         permit.changing(&[(&open.node, Change::All { data: true, open: false })])?;
         let change = sizes::prepare(permit, &open.node, &stat, end)?;
         permit.undo().content(&open.node, file, &stat, start, end)?;
+        if let Some(watch) = permit.watch() {
+            watching::about(permit.tree(), &open.node, |about| watch.writes(about, start, data, stat.size()));
+        }
         let (count, error) = write_all(file, data, start);
         let size = stat.size().max(if count == 0 { 0 } else { start + count as u64 });
         change.done(size);

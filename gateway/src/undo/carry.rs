@@ -59,6 +59,10 @@ impl Reach for Authority<'_> {
     }
 
     /// Nobody's quota keeps what was there from coming back.
+    fn watch(&self) -> Option<&crate::detect::Watch> {
+        None
+    }
+
     fn limits(&self) -> Checked<Arc<[Limit]>> {
         Ok(Arc::new([]))
     }

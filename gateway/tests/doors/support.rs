@@ -9,8 +9,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use strongroom_channel::{Address, Channel, ClientTls, Frame, Peer};
 use strongroom_contracts::{
-    Application, Audit, Chain, ContractId, GatewayId, Grant, Ownership, PolicyDigest, PublicKey, Revocation,
-    Rights, SecretKey, SessionLimits, SignedReceipt, Subject, Terms, UndoSpace, keys,
+    Application, Audit, Chain, ContractId, Detection, GatewayId, Grant, Ownership, PolicyDigest, PublicKey,
+    Revocation, Rights, SecretKey, SessionLimits, SignedReceipt, Subject, Terms, UndoSpace, keys,
 };
 use strongroom_protocol::admin::{AdminAnswer, AdminRequest};
 use strongroom_protocol::attr::{Attr, Credentials, Handle, Node, OpenFlags};
@@ -173,6 +173,7 @@ impl World {
             networks: None,
             audit: Audit::Normal,
             undo: UndoSpace::default(),
+            detection: Detection::default(),
             policy: PolicyDigest::of(""),
         }
     }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use strongroom_contracts::chain::{Chain, Effective, VerifyContext};
 use strongroom_contracts::{
-    Audit, ContractId, Grant, Ownership, PolicyDigest, Rights, SecretKey, SessionLimits, Terms, UndoSpace,
+    Audit, ContractId, Detection, Grant, Ownership, PolicyDigest, Rights, SecretKey, SessionLimits, Terms,
+    UndoSpace,
 };
 use strongroom_gateway::engine::{
     Call, Claim, Done, Engine, EngineOptions, EngineSession, LockReply, ReplyBuf, Served, SessionBounds,
@@ -80,6 +81,7 @@ pub fn contract_of(
         networks: None,
         audit: Audit::Normal,
         undo,
+        detection: Detection::default(),
         policy: PolicyDigest::of(""),
     };
     let chain = Chain::issue(&terms, &issuer).unwrap();

@@ -5,7 +5,7 @@ use std::fmt::Display;
 use std::net::IpAddr;
 
 use strongroom_contracts::armour::rfc3339;
-use strongroom_contracts::{Audit, Network, UndoFull};
+use strongroom_contracts::{Audit, Detection, Network, OnVerdict, UndoFull};
 
 use super::{Change, Direction, Verb};
 use crate::place::{Place, Setting};
@@ -34,6 +34,27 @@ pub(super) fn compare(base: &Change, old: &Policy, new: &Policy, out: &mut Vec<C
         let direction = if wider { Direction::Wider } else { Direction::Narrower };
         let (from, to) = (old.audit.value.name(), new.audit.value.name());
         out.push(changes(base, "audit", direction, &from, &to, new.audit.place.as_ref()));
+    }
+    if old.detection.value != new.detection.value {
+        let (a, b) = (old.detection.value, new.detection.value);
+        // Less is noticed, or later.
+        let rank = |detection: Detection| match detection.verdict {
+            OnVerdict::Off => 0,
+            OnVerdict::Alert => 1,
+            OnVerdict::Fence => 2,
+        };
+        let wider = rank(b) < rank(a) || b.burst > a.burst || b.slow > a.slow || b.removed > a.removed;
+        let direction = if wider { Direction::Wider } else { Direction::Narrower };
+        let words = |detection: Detection| {
+            format!(
+                "{} at {} a minute, {} in hours, {} removed",
+                detection.verdict.name(),
+                detection.burst,
+                detection.slow,
+                detection.removed
+            )
+        };
+        out.push(changes(base, "detection", direction, &words(a), &words(b), new.detection.place.as_ref()));
     }
     let undo_space = |policy: &Policy| policy.undo_space.as_ref().map(|space| space.value);
     if undo_space(old) != undo_space(new) {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use strongroom_contracts::terms::MAX_NETWORKS;
-use strongroom_contracts::{Audit, Network, SessionLimits, UndoFull};
+use strongroom_contracts::{Audit, Detection, Network, OnVerdict, SessionLimits, UndoFull};
 use toml_edit::{Item, Value};
 
 use super::Errors;
@@ -14,6 +14,7 @@ use crate::suggest::did_you_mean;
 use crate::units::{UnitError, parse_byte_rate, parse_count_rate, parse_duration, parse_size, show_duration};
 
 pub(super) const LIMIT_KEYS: [&str; 5] = ["read-rate", "write-rate", "op-rate", "in-flight", "open-handles"];
+pub(super) const DETECTION_KEYS: [&str; 4] = ["verdict", "burst", "slow", "removed"];
 pub(super) const RECOVERY_KEYS: [&str; 3] = ["on", "steps", "addresses"];
 
 /// Contracts are short-lived; a policy that asks for more than a year mistakes them for something else.
@@ -181,6 +182,42 @@ pub(super) fn limits(
     };
     let (in_flight, open_handles) = (count("in-flight"), count("open-handles"));
     (SessionLimits { read_rate, write_rate, op_rate, in_flight, open_handles }, places)
+}
+
+/// The `[detection]` table. Where recovery acts on ransomware, the gateway need not wait for it.
+pub(super) fn detection(
+    errors: &mut Errors<'_>,
+    top: &Table<'_>,
+    recovery: Option<&Recovery>,
+) -> Setting<Detection> {
+    let acts = recovery.is_some_and(|recovery| recovery.on.iter().any(|on| on.value == Trigger::Ransomware));
+    let verdict = if acts { OnVerdict::Fence } else { OnVerdict::Alert };
+    let mut detection = Detection { verdict, ..Detection::default() };
+    let Some(table) = subtable(errors, top, "detection", "[detection]") else {
+        return Setting::default_of(detection);
+    };
+    table.check_keys(errors, &DETECTION_KEYS, |_| None);
+    if let Some(verdict) = table.parsed(errors, "verdict", "fence", on_verdict) {
+        detection.verdict = verdict.value;
+    }
+    for (key, value) in
+        [("burst", &mut detection.burst), ("slow", &mut detection.slow), ("removed", &mut detection.removed)]
+    {
+        let Some(item) = table.item(key) else { continue };
+        match item.as_integer().and_then(|number| u32::try_from(number).ok()).filter(|number| *number > 0) {
+            Some(number) => *value = number,
+            None => table.wrong_type_or_range(errors, key),
+        }
+    }
+    Setting { value: detection, place: Some(errors.source.place(&table.span)) }
+}
+
+fn on_verdict(text: &str) -> Result<OnVerdict, UnitError> {
+    OnVerdict::ALL.into_iter().find(|verdict| verdict.name() == text).ok_or_else(|| UnitError {
+        message: format!("`{text}` is not something to do about ransomware"),
+        help: did_you_mean(text, OnVerdict::ALL.map(OnVerdict::name))
+            .unwrap_or_else(|| "write \"fence\", \"alert\" or \"off\"".to_owned()),
+    })
 }
 
 impl Table<'_> {

@@ -11,8 +11,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use strongroom_contracts::terms::VERSION;
 use strongroom_contracts::{
-    Audit, Chain, ContractId, GatewayId, Grant, Ownership, PolicyDigest, PublicKey, Rights, SecretKey,
-    SessionLimits, Terms, UndoSpace, keys,
+    Audit, Chain, ContractId, Detection, GatewayId, Grant, Ownership, PolicyDigest, PublicKey, Rights,
+    SecretKey, SessionLimits, Terms, UndoSpace, keys,
 };
 use tempfile::TempDir;
 
@@ -188,6 +188,7 @@ impl Gateway {
             networks: None,
             audit: Audit::Normal,
             undo: UndoSpace::default(),
+            detection: Detection::default(),
             policy: PolicyDigest::of("test"),
         }
     }

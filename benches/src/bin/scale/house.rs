@@ -11,8 +11,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 use strongroom_contracts::terms::VERSION;
 use strongroom_contracts::{
-    Audit, Chain, ContractId, GatewayId, Grant, Ownership, PolicyDigest, PublicKey, Rights, SecretKey,
-    SessionLimits, Terms, keys,
+    Audit, Chain, ContractId, Detection, GatewayId, Grant, Ownership, PolicyDigest, PublicKey, Rights,
+    SecretKey, SessionLimits, Terms, UndoSpace, keys,
 };
 use tempfile::TempDir;
 
@@ -178,7 +178,8 @@ impl House {
             limits: SessionLimits::default(),
             networks: None,
             audit: Audit::Normal,
-            undo: strongroom_contracts::UndoSpace::default(),
+            undo: UndoSpace::default(),
+            detection: Detection::default(),
             policy: PolicyDigest::of("scale"),
         };
         Chain::issue(&terms, &self.issuer).context("cannot sign a contract")

@@ -1,0 +1,367 @@
+//! Detection: whether what an application does to files that were there before it looks like ransomware.
+//!
+//! Streaming and bounded: each change is looked at once, before it is applied, by a sample of at most 4 KiB of what is there
+//! and what comes. Each file counts once, as much as it was harmed; the counts fade. A verdict names what was seen.
+//! (The signals are those of ShieldFS, ACSAC 2016, and UNVEIL, USENIX Security 2016: content that becomes even, types that
+//! change, renames with one suffix, removals after even copies.)
+//!
+//! What the application made itself does not count: builds, caches, repacking and journals are its own business.
+
+mod sample;
+mod tally;
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use strongroom_contracts::{Application, Detection, OnVerdict};
+
+pub(crate) use sample::{Look, SAMPLE};
+use tally::Tally;
+
+/// Files whose history is kept for each application; the oldest are forgotten.
+const MAX_FILES: usize = 4096;
+/// Files that an application is remembered to have made.
+const MAX_MADE: usize = 65_536;
+/// Suffixes that are counted.
+const MAX_SUFFIXES: usize = 64;
+/// The longest suffix that is looked at, in bytes.
+const MAX_SUFFIX: usize = 32;
+/// Pieces of a file that are compared.
+const PIECES: u8 = 4;
+/// Paths that a verdict names.
+const NAMED: usize = 5;
+/// What a whole number of files may have faded by while they were counted.
+const FADED: f64 = 0.5;
+
+/// A file: inode number and generation.
+pub(crate) type FileId = (u64, u64);
+
+/// That an application does harm.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// What was seen, for people.
+    pub evidence: String,
+    /// Files that it rests on.
+    pub files: u32,
+}
+
+/// The watches of all applications: a new session does not begin from nothing.
+#[derive(Default)]
+pub(crate) struct Watches(Mutex<HashMap<Application, Arc<Watch>>>);
+
+/// Applications that are remembered; there are as many as policy files.
+const MAX_APPLICATIONS: usize = 4096;
+
+impl Watches {
+    /// The watch of an application, unless its contract asks for none.
+    pub(crate) fn of(&self, application: &Application, terms: Detection) -> Option<Arc<Watch>> {
+        if terms.verdict == OnVerdict::Off {
+            return None;
+        }
+        let mut all = self.0.lock();
+        if all.len() >= MAX_APPLICATIONS && !all.contains_key(application) {
+            all.clear();
+        }
+        let watch = all.entry(application.clone()).or_insert_with(|| Arc::new(Watch::new(terms)));
+        watch.state.lock().terms = terms;
+        Some(Arc::clone(watch))
+    }
+}
+
+/// Watches one application, whatever its sessions.
+pub(crate) struct Watch {
+    began: Instant,
+    /// There is a verdict to be taken.
+    judged: AtomicBool,
+    state: Mutex<State>,
+}
+
+/// What is known of one file.
+#[derive(Default)]
+struct File {
+    /// What its beginning looked like before the application first changed it.
+    before: Option<Look>,
+    /// It was cut to nothing, and what comes is still to be seen.
+    emptied: bool,
+    /// Pieces compared.
+    pieces: u8,
+    /// What its beginning looks like since.
+    after: Option<Look>,
+    /// How much harm was counted, 0 to 1.
+    harm: f64,
+}
+
+struct State {
+    /// How much is too much.
+    terms: Detection,
+    files: HashMap<FileId, File>,
+    order: VecDeque<FileId>,
+    made: HashSet<FileId>,
+    made_order: VecDeque<FileId>,
+    burst: Tally,
+    slow: Tally,
+    removed: Tally,
+    /// New files that look even: copies, perhaps, of what is removed next.
+    even_copies: Tally,
+    suffixes: HashMap<Vec<u8>, u32>,
+    named: VecDeque<String>,
+    harmed: u32,
+    verdict: Option<Verdict>,
+}
+
+/// A change that is about to be made to an existing file. The closures cost something and are called only if needed.
+pub(crate) struct About<'a> {
+    pub(crate) file: FileId,
+    /// Reads from the file as it is now: offset, buffer; returns how many bytes there were.
+    pub(crate) read: &'a dyn Fn(u64, &mut [u8]) -> usize,
+    /// The path, as the application sees it.
+    pub(crate) path: &'a dyn Fn() -> String,
+}
+
+impl About<'_> {
+    fn look(&self, offset: u64, most: usize) -> Look {
+        let mut buffer = [0; SAMPLE];
+        let room = buffer.get_mut(..most.min(SAMPLE)).unwrap_or_default();
+        let count = (self.read)(offset, room);
+        Look::at(room.get(..count).unwrap_or_default(), offset == 0)
+    }
+}
+
+impl Watch {
+    pub(crate) fn new(terms: Detection) -> Watch {
+        Watch {
+            began: Instant::now(),
+            judged: AtomicBool::new(false),
+            state: Mutex::new(State {
+                terms,
+                files: HashMap::new(),
+                order: VecDeque::new(),
+                made: HashSet::new(),
+                made_order: VecDeque::new(),
+                burst: Tally::with_half_life(60.0),
+                slow: Tally::with_half_life(3.0 * 3600.0),
+                removed: Tally::with_half_life(10.0),
+                even_copies: Tally::with_half_life(60.0),
+                suffixes: HashMap::new(),
+                named: VecDeque::new(),
+                harmed: 0,
+                verdict: None,
+            }),
+        }
+    }
+
+    fn now(&self) -> f64 {
+        self.began.elapsed().as_secs_f64()
+    }
+
+    /// The verdict, once.
+    pub(crate) fn take_verdict(&self) -> Option<Verdict> {
+        if !self.judged.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.judged.store(false, Ordering::Relaxed);
+        self.state.lock().verdict.take()
+    }
+
+    /// A file was made by the application.
+    pub(crate) fn makes(&self, file: FileId) {
+        let mut state = self.state.lock();
+        if state.made.insert(file) {
+            state.made_order.push_back(file);
+        }
+        if state.made_order.len() > MAX_MADE
+            && let Some(oldest) = state.made_order.pop_front()
+        {
+            state.made.remove(&oldest);
+        }
+        // An inode number that is used again is another file.
+        state.files.remove(&file);
+    }
+
+    /// Bytes are about to be written; `size`: the file's, before that.
+    pub(crate) fn writes(&self, about: &About<'_>, offset: u64, data: &[u8], size: u64) {
+        let mut state = self.state.lock();
+        let made = state.made.contains(&about.file);
+        let file = state.file(about.file);
+        if made {
+            if offset == 0 && file.after.is_none() {
+                let look = Look::at(data, true);
+                file.after = Some(look);
+                if look == Look::Even {
+                    let now = self.now();
+                    state.even_copies.add(now, 1.0);
+                }
+            }
+            return;
+        }
+        if offset >= size && !file.emptied || file.pieces >= PIECES {
+            return;
+        }
+        file.pieces += 1;
+        let before = match file.before.filter(|_| std::mem::take(&mut file.emptied) || size == 0) {
+            Some(before) => before,
+            None => about.look(offset, data.len()),
+        };
+        let after = Look::at(data, offset == 0);
+        if offset == 0 {
+            file.before.get_or_insert(before);
+            file.after = Some(after);
+        }
+        self.harm(&mut state, about, turned(before, after));
+    }
+
+    /// A file is about to be cut to nothing.
+    pub(crate) fn empties(&self, about: &About<'_>) {
+        let mut state = self.state.lock();
+        if state.made.contains(&about.file) {
+            return;
+        }
+        let file = state.file(about.file);
+        if file.before.is_none() {
+            file.before = Some(about.look(0, SAMPLE));
+        }
+        file.emptied = true;
+    }
+
+    /// The last name of a file is about to go.
+    pub(crate) fn removes(&self, about: &About<'_>) {
+        let mut state = self.state.lock();
+        if state.made.contains(&about.file) {
+            return;
+        }
+        let file = state.file(about.file);
+        let look = *file.before.get_or_insert_with(|| about.look(0, SAMPLE));
+        let counted = file.harm > 0.0;
+        if !look.matters() || counted {
+            return;
+        }
+        let now = self.now();
+        if state.even_copies.at(now) >= 0.9 {
+            state.even_copies.add(now, -1.0);
+            return self.harm(&mut state, about, Some((1.0, "replaced by an even copy")));
+        }
+        state.removed.add(now, 1.0);
+        state.name(about, "removed");
+        if state.removed.at(now) >= f64::from(state.terms.removed) - FADED {
+            let number = state.removed.at(now).round() as u32;
+            self.convict(&mut state, number, "files of others removed within seconds");
+            state.removed.clear();
+        }
+    }
+
+    /// One file is about to take the place of another, which goes.
+    pub(crate) fn replaces(&self, by: &About<'_>, victim: &About<'_>) {
+        let mut state = self.state.lock();
+        if state.made.contains(&victim.file) {
+            return;
+        }
+        let after = state.files.get(&by.file).and_then(|file| file.after);
+        let after = after.unwrap_or_else(|| by.look(0, SAMPLE));
+        let file = state.file(victim.file);
+        let before = *file.before.get_or_insert_with(|| victim.look(0, SAMPLE));
+        self.harm(&mut state, victim, turned(before, after));
+        // What replaces another's file stands for it from now on.
+        state.made.remove(&by.file);
+    }
+
+    /// A file gets another name.
+    pub(crate) fn renames(&self, about: &About<'_>, from: &[u8], to: &[u8]) {
+        let Some(suffix) = new_suffix(from, to) else { return };
+        let mut state = self.state.lock();
+        if state.made.contains(&about.file) {
+            return;
+        }
+        if state.suffixes.len() >= MAX_SUFFIXES && !state.suffixes.contains_key(suffix) {
+            state.suffixes.clear();
+        }
+        let count = state.suffixes.entry(suffix.to_vec()).or_default();
+        *count += 1;
+        // The first few may be a person's.
+        if *count > 3 {
+            self.harm(&mut state, about, Some((0.7, "renamed with one new suffix")));
+        }
+    }
+
+    fn convict(&self, state: &mut State, files: u32, what: &str) {
+        let named: Vec<String> = state.named.drain(..).collect();
+        let evidence = format!("{files} {what}; the last: {}", named.join(", "));
+        state.verdict = Some(Verdict { evidence, files });
+        self.judged.store(true, Ordering::Relaxed);
+    }
+
+    fn harm(&self, state: &mut State, about: &About<'_>, harm: Option<(f64, &str)>) {
+        let Some((amount, how)) = harm else { return };
+        let file = state.file(about.file);
+        let more = (amount - file.harm).max(0.0);
+        if more == 0.0 {
+            return;
+        }
+        let first = file.harm == 0.0;
+        file.harm += more;
+        if first {
+            state.harmed = state.harmed.saturating_add(1);
+            state.name(about, how);
+        }
+        let now = self.now();
+        state.burst.add(now, more);
+        state.slow.add(now, more);
+        if state.burst.at(now) >= f64::from(state.terms.burst) - FADED {
+            let number = state.burst.at(now).round() as u32;
+            self.convict(state, number, "files of others harmed within a minute");
+            state.burst.clear();
+        } else if state.slow.at(now) >= f64::from(state.terms.slow) - FADED {
+            let number = state.slow.at(now).round() as u32;
+            self.convict(state, number, "files of others harmed within hours");
+            state.slow.clear();
+        }
+    }
+}
+
+impl State {
+    fn file(&mut self, id: FileId) -> &mut File {
+        if !self.files.contains_key(&id) {
+            self.order.push_back(id);
+            if self.order.len() > MAX_FILES
+                && let Some(oldest) = self.order.pop_front()
+            {
+                self.files.remove(&oldest);
+            }
+        }
+        self.files.entry(id).or_default()
+    }
+
+    fn name(&mut self, about: &About<'_>, how: &str) {
+        if self.named.len() >= NAMED {
+            self.named.pop_front();
+        }
+        self.named.push_back(format!("{} ({how})", (about.path)()));
+    }
+}
+
+/// How much harm it is that contents become others, and in which words.
+fn turned(before: Look, after: Look) -> Option<(f64, &'static str)> {
+    match (before, after) {
+        (before, Look::Even) if before.matters() => Some((1.0, "contents became even, as if encrypted")),
+        (Look::Format(before), Look::Format(after)) if before != after => Some((0.5, "type changed")),
+        (before @ Look::Format(_), Look::Text) if before.matters() => Some((0.3, "became text")),
+        (Look::Text, after @ Look::Format(_)) if after.is_packed() => Some((0.3, "became packed")),
+        _ => None,
+    }
+}
+
+/// The suffix that a new name has in addition to, or instead of, the old one's.
+fn new_suffix<'a>(from: &[u8], to: &'a [u8]) -> Option<&'a [u8]> {
+    let extension = |name: &[u8]| name.iter().rposition(|byte| *byte == b'.').filter(|at| *at > 0);
+    let at = extension(to)?;
+    let (stem, suffix) = to.split_at_checked(at)?;
+    let old_stem = extension(from).and_then(|at| from.get(..at)).unwrap_or(from);
+    let added = stem == from;
+    let exchanged = stem == old_stem && from.get(at..) != Some(suffix);
+    (suffix.len() <= MAX_SUFFIX && (added || exchanged)).then_some(suffix)
+}
+
+#[cfg(test)]
+mod tests;
