@@ -51,7 +51,7 @@ impl AdminClient {
     /// # Errors
     /// Any [`AdminError`].
     pub fn undo_items(&mut self, run: ContractId) -> Result<Vec<UndoItem>, AdminError> {
-        self.pages(|client, from| {
+        self.numbered(|client, from| {
             let (progress, page) = client.undo_progress(run, from)?;
             Ok((progress.items, page))
         })
@@ -62,7 +62,7 @@ impl AdminClient {
     /// # Errors
     /// Any [`AdminError`].
     pub fn blast(&mut self, application: &Application, since: u64) -> Result<Vec<BlastInfo>, AdminError> {
-        self.pages(|client, from| {
+        self.numbered(|client, from| {
             let request = AdminRequest::Blast { application: application.clone(), since, from };
             match client.request(&request, &[])? {
                 (AdminAnswer::Blast { total }, data) => Ok((total, client.list(&data)?)),
@@ -76,7 +76,7 @@ impl AdminClient {
     /// # Errors
     /// Any [`AdminError`].
     pub fn history(&mut self, path: &DataPath) -> Result<Vec<HistoryInfo>, AdminError> {
-        self.pages(|client, from| {
+        self.numbered(|client, from| {
             match client.request(&AdminRequest::History { path: path.clone(), from }, &[])? {
                 (AdminAnswer::History { total }, data) => Ok((total, client.list(&data)?)),
                 (other, _) => Err(client.unexpected(&other)),
@@ -99,7 +99,8 @@ impl AdminClient {
         decode_list(data).map_err(|error| self.answer(error.to_string()))
     }
 
-    fn pages<T>(
+    /// A whole list that is asked for from a number on.
+    fn numbered<T>(
         &mut self,
         mut ask: impl FnMut(&mut AdminClient, u64) -> Result<(u64, Vec<T>), AdminError>,
     ) -> Result<Vec<T>, AdminError> {

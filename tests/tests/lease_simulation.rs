@@ -181,6 +181,7 @@ fn contract() -> Effective {
         networks: None,
         audit: Audit::Normal,
         undo: strongroom_contracts::UndoSpace::default(),
+        detection: strongroom_contracts::Detection::default(),
         policy: PolicyDigest::of(""),
     };
     let chain = Chain::issue(&terms, &issuer).unwrap();
