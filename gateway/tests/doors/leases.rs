@@ -182,7 +182,8 @@ fn recalls_find_another_connection_and_end_with_the_last() {
 #[test]
 fn after_a_restart_changes_wait_for_those_who_had_leases() {
     for comes_back in [true, false] {
-        let mut world = World::with_limits(if comes_back { LONG } else { "[leases]\nkeep = \"1s\"\nrecall = \"2s\"" });
+        let mut world =
+            World::with_limits(if comes_back { LONG } else { "[leases]\nkeep = \"1s\"\nrecall = \"2s\"" });
         let holder = key();
         let (keeper, changer, node) = two_of(&world, &holder);
         let sessions = (keeper.welcome.session, changer.welcome.session);
