@@ -108,7 +108,8 @@ fn until_verdict(mut attack: impl FnMut(&mut World, u64)) -> u64 {
 
 #[test]
 fn every_style_is_noticed_within_a_few_files() {
-    let styles: [(&str, fn(&mut World, u64)); 8] = [
+    type Style = fn(&mut World, u64);
+    let styles: [(&str, Style); 8] = [
         ("overwrite in place", |world, ino| {
             let data = world.even(6000);
             world.write(ino, 0, &data);
