@@ -8,6 +8,7 @@ pub mod admin;
 pub mod attr;
 pub mod codec;
 pub mod enrol;
+pub mod files;
 pub mod frame;
 pub mod hello;
 pub mod lease;

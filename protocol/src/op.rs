@@ -118,6 +118,14 @@ pub enum Op {
     /// Open a file and read at most `length` bytes at `offset`. Reply: `Opened`, with the data; a repeated request is answered
     /// without them.
     OpenRead { node: Node, flags: OpenFlags, offset: u64, length: u32 },
+    /// Entries of a directory with attributes, as [`Op::Readdir`] with `plus`, without opening it. Nobody else is asked to let
+    /// go of anything for it: where that would be necessary the entry has no attributes. Reply: `Data`; empty at the end.
+    List { node: Node, cookie: u64, max_bytes: u32 },
+    /// The contents of many small files, for a client that expects them to be read soon. Data: a list of inode numbers (8 bytes
+    /// each), at most [`crate::files::MOST`]. Reply: `Data`, in the form of [`crate::files`]: whole files on which the
+    /// session holds a lease; what is no regular file, is longer than `longest` bytes or does not fit in `max_bytes` is left
+    /// out. Nobody else is asked to let go of anything for it.
+    ReadFiles { grant: u16, longest: u32, max_bytes: u32 },
 }
 
 /// What becomes of an existing target of a rename.
@@ -175,7 +183,9 @@ impl Op {
             | Op::Bye
             | Op::Reclaimed
             | Op::TakeLeases
-            | Op::Recalled { .. } => false,
+            | Op::Recalled { .. }
+            | Op::List { .. }
+            | Op::ReadFiles { .. } => false,
         }
     }
 
@@ -188,7 +198,8 @@ impl Op {
             | Op::Symlink { .. }
             | Op::Getxattr { .. }
             | Op::Setxattr { .. }
-            | Op::Removexattr { .. } => true,
+            | Op::Removexattr { .. }
+            | Op::ReadFiles { .. } => true,
             Op::Lookup { .. }
             | Op::Getattr { .. }
             | Op::Setattr { .. }
@@ -221,7 +232,8 @@ impl Op {
             | Op::Reclaimed
             | Op::TakeLeases
             | Op::Recalled { .. }
-            | Op::OpenRead { .. } => false,
+            | Op::OpenRead { .. }
+            | Op::List { .. } => false,
         }
     }
 
@@ -268,6 +280,8 @@ impl Op {
             Op::TakeLeases => "take-leases",
             Op::Recalled { .. } => "recalled",
             Op::OpenRead { .. } => "open-read",
+            Op::List { .. } => "list",
+            Op::ReadFiles { .. } => "read-files",
         }
     }
 }

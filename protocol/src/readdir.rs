@@ -102,7 +102,7 @@ impl Iterator for Entries<'_> {
 }
 
 /// Bytes of encoded attributes: all members have a fixed width.
-const fn attr_bytes() -> usize {
+pub(crate) const fn attr_bytes() -> usize {
     // ino, generation; mode, nlink, uid, gid, rdev, blksize; size, blocks; four times.
     2 * 8 + 6 * 4 + 2 * 8 + 4 * 12
 }

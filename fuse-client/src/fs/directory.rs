@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use fuser::{Errno, FileAttr, FileType, FopenFlags, INodeNo};
 use strongroom_contracts::Right;
 use strongroom_protocol::attr::{Handle, Node, OpenFlags};
-use strongroom_protocol::lease::Lease;
 use strongroom_protocol::op::Op;
 use strongroom_protocol::readdir::{DirEntry, entries};
 use strongroom_protocol::reply::{Entry, Outcome};
@@ -15,7 +14,7 @@ use crate::attr::entry_type;
 use crate::errno::{Ended, errno};
 use crate::lease::Heard;
 use crate::opening;
-use crate::state::{OpenFile, Survey};
+use crate::state::OpenFile;
 use crate::transport::{Answer, Call, Payload};
 use crate::tree::Branch;
 
@@ -209,33 +208,11 @@ impl Fs {
 
     /// A page of a directory tells of names, of nodes, and at the end that there are no others.
     fn learn_page(&self, open: &OpenFile, cookie: u64, data: &[u8], heard: &Heard) {
-        let dir = open.node;
-        let mut next = cookie;
-        let whole: Vec<DirEntry> = entries(data).filter_map(Result::ok).collect();
-        {
-            let nodes = self.state.nodes.lock();
-            let mut table = self.state.leases.table();
-            for entry in &whole {
-                next = entry.cookie;
-                let node = Node { grant: dir.grant, ino: entry.ino };
-                if let Some(attr) = entry.attr.as_ref().filter(|_| entry.leased) {
-                    table.learn(heard, node, Lease::Shared, attr, !nodes.knows(node));
-                }
-                table.learn_name(heard, dir, &entry.name, Some(node));
-            }
-        }
-        let mut listing = open.listing.lock();
-        let survey = match listing.survey.take() {
-            _ if cookie == 0 => Some(Survey { asked: heard.asked, stamp: heard.note.stamp, next: 0 }),
-            survey => survey.filter(|survey| survey.next == cookie),
-        };
-        let Some(survey) = survey.filter(|_| heard.note.names) else { return };
-        if whole.is_empty() {
-            let heard = Heard { asked: survey.asked, ..*heard };
-            self.state.leases.table().learn_all(&heard, dir, survey.stamp);
-        } else {
-            listing.survey = Some(Survey { next, ..survey });
-        }
+        let page: Vec<DirEntry> = entries(data).map_while(Result::ok).collect();
+        self.learn_entries(open.node, &page, heard);
+        let survey = open.listing.lock().survey.take();
+        let survey = self.surveyed(open.node, survey, cookie, &page, heard);
+        open.listing.lock().survey = survey;
     }
 
     /// Adds the entries of a page; keeps what does not fit.
@@ -285,7 +262,7 @@ impl Fs {
             let known = self.state.leases.table().attr(node, Instant::now());
             fresh = !self.state.nodes.lock().knows(node);
             let attr = known.unwrap_or(seen);
-            let mut told = self.found(parent, &entry.name, node, &attr, fresh).ok()?;
+            let mut told = self.found(parent, &entry.name, node, &attr).ok()?;
             // fuser 0.18 has one time for both here.
             let both = if known.is_some() { told.attr_ttl.min(told.entry_ttl) } else { Duration::ZERO };
             (told.attr_ttl, told.entry_ttl) = (both, both);

@@ -4,6 +4,7 @@
 //! Nothing is decided here that the gateway does not decide again: what is refused at once (the skeleton is read-only,
 //! grants are different file systems) only saves the way there.
 
+mod ahead;
 mod directory;
 mod file;
 mod locks;
@@ -286,14 +287,12 @@ impl Fs {
         fresh
     }
 
-    /// What the kernel is told of an entry that was found. An inode that it makes for the first time would keep the attributes
-    /// even if they were recalled while it is being made.
-    fn found(&self, parent: Node, name: &Name, node: Node, attr: &Attr, fresh: bool) -> Result<Told, Errno> {
-        let attr_ttl = if fresh { Duration::ZERO } else { self.state.leases.attr_ttl(node) };
+    /// What the kernel is told of an entry that was found.
+    fn found(&self, parent: Node, name: &Name, node: Node, attr: &Attr) -> Result<Told, Errno> {
         Ok(Told {
             attr: self.shown_attr(node, attr)?,
             generation: attr.generation,
-            attr_ttl,
+            attr_ttl: self.state.leases.attr_ttl(node),
             entry_ttl: self.state.leases.entry_ttl(parent, name, Some(node)),
         })
     }
@@ -325,7 +324,7 @@ impl Fs {
             }
             table.root(grant, Instant::now()).is_some_and(|(root, _)| root == node)
         };
-        let attr_ttl = if fresh { Duration::ZERO } else { leases.attr_ttl(node) };
+        let attr_ttl = leases.attr_ttl(node);
         let entry_ttl = if known { self.skeleton_ttl() } else { Duration::ZERO };
         Ok(Told { attr, generation: entry.attr.generation, attr_ttl, entry_ttl })
     }
@@ -375,7 +374,7 @@ impl Fs {
                     Err(error) => return done(Err(of_name(error))),
                 };
                 let known = {
-                    let _gate = self.state.leases.gate();
+                    let gate = self.state.leases.gate();
                     let known = self.state.leases.table().lookup(parent, &name, Instant::now());
                     match known {
                         Found::Absent => return done(self.absent(parent, &name)),
@@ -384,7 +383,9 @@ impl Fs {
                             if fresh {
                                 self.state.leases.table().fresh(node);
                             }
-                            return done(self.found(parent, &name, node, &attr, fresh));
+                            done(self.found(parent, &name, node, &attr));
+                            drop(gate);
+                            return self.found_known(parent);
                         }
                         Found::Unknown => self.asked(),
                     }
@@ -393,6 +394,7 @@ impl Fs {
                 let op = Op::Lookup { parent, name: name.clone() };
                 let read = move |answer: Answer<'_>| fs.looked_up(parent, &name, known, &answer);
                 self.ask(caller, op, Payload::default(), read, done);
+                self.missed(parent);
             }
             Place::Skeleton(directory) => {
                 let _gate = self.state.leases.gate();
@@ -437,7 +439,7 @@ impl Fs {
             table.learn(&heard, node, answer.note.node, &found.attr, fresh);
             table.learn_name(&heard, parent, name, Some(node));
         }
-        self.found(parent, name, node, &found.attr, fresh)
+        self.found(parent, name, node, &found.attr)
     }
 
     /// Finds the root of a grant, whatever its inode number is by now.

@@ -79,7 +79,7 @@ impl Fs {
             self.state.leases.table().born(node);
         }
         self.state.leases.table().learn(&heard, node, heard.note.node, &found.attr, fresh);
-        let mut told = self.found(parent, name, node, &found.attr, fresh)?;
+        let mut told = self.found(parent, name, node, &found.attr)?;
         // The kernel believes this answer whatever it was told meanwhile, so it may not keep the attributes.
         told.attr_ttl = Duration::ZERO;
         Ok((told, (node, heard)))

@@ -29,10 +29,15 @@ struct Scripted {
     barred: Mutex<Option<Ended>>,
     /// What every answer says about leases.
     note: Mutex<Note>,
+    /// What was asked ahead, and is not answered yet.
+    ahead: Mutex<VecDeque<Call>>,
 }
 
 impl Carrier for Scripted {
     fn submit(&self, call: Call) {
+        if matches!(call.op, Op::List { .. } | Op::ReadFiles { .. }) {
+            return self.ahead.lock().push_back(call);
+        }
         self.asked.lock().push((call.op, call.data.bytes().to_vec()));
         let answer = self.answers.lock().pop_front().expect("asked more than the script answers");
         let note = *self.note.lock();

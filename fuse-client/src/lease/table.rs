@@ -612,6 +612,11 @@ impl Table {
         }
     }
 
+    /// Whether there is room to learn of so many nodes that nobody has asked for.
+    pub fn has_room(&self, nodes: usize) -> bool {
+        self.nodes.len().saturating_add(nodes) <= self.most / 2
+    }
+
     /// How many nodes are in the table.
     pub fn len(&self) -> usize {
         self.nodes.len()

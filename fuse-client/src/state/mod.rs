@@ -4,12 +4,13 @@
 //!
 //! Lock order: each table has its own lock, and none is held while another is taken.
 
+mod ahead;
 mod grants;
 mod handles;
 mod locks;
 mod nodes;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fuser::Errno;
 use parking_lot::{Mutex, RwLock};
@@ -20,6 +21,7 @@ use crate::kernel::{Kernel, Latch};
 use crate::lease::{Drop, Leases};
 use crate::tree::Tree;
 
+pub use ahead::{Ahead, ToList};
 pub use grants::{Grant, Grants};
 pub use handles::{Handles, OpenFile, Survey, Then, Turn, Wire};
 pub use locks::{HeldLock, Locks};
@@ -40,6 +42,8 @@ pub struct State {
     pub locks: Mutex<Locks>,
     /// What may be kept without asking again.
     pub leases: Leases,
+    /// What is asked for before anybody does.
+    pub ahead: Mutex<Ahead>,
 }
 
 impl State {
@@ -85,9 +89,14 @@ impl State {
             kernel.forget_entries();
         }
         let number = |node: Node| self.nodes.lock().number(node);
+        let mut unmade: Vec<(Node, u64)> = vec![];
         for node in &drop.attrs {
-            kernel.forget_attr(number(*node));
+            let number = number(*node);
+            if !kernel.forget_attr(number) {
+                unmade.push((*node, number));
+            }
         }
+        self.forget_once_made(kernel, unmade);
         let entries = if drop.all_entries { &[] } else { drop.entries.as_slice() };
         let pages: Vec<u64> = {
             let mut nodes = self.nodes.lock();
@@ -125,5 +134,27 @@ impl State {
     }
 }
 
+impl State {
+    /// The kernel was told attributes of these and has no such inodes: either it has not come to making them yet, and would keep
+    /// what it was told, or it has forgotten them and has yet to say so. Both are over in microseconds.
+    fn forget_once_made(&self, kernel: &Kernel, mut unmade: Vec<(Node, u64)>) {
+        let until = Instant::now() + MAKING_MAX;
+        loop {
+            unmade.retain(|(node, number)| self.nodes.lock().knows(*node) && !kernel.forget_attr(*number));
+            if unmade.is_empty() {
+                return;
+            }
+            if Instant::now() >= until {
+                // With its name looked up again, the attributes come anew.
+                return kernel.forget_entries();
+            }
+            std::thread::sleep(MAKING_PAUSE);
+        }
+    }
+}
+
+/// How long a recall waits for inodes that the kernel is about to make. Nothing that makes one waits for a recall.
+const MAKING_MAX: Duration = Duration::from_millis(100);
+const MAKING_PAUSE: Duration = Duration::from_micros(50);
 /// How long a recall waits for locks of the kernel.
 const KERNEL_MAX: Duration = Duration::from_millis(3);

@@ -103,6 +103,8 @@ impl Pending {
     fn bulk(&self) -> bool {
         match self.op {
             Op::Read { length, .. } | Op::OpenRead { length, .. } => length as usize > BULK,
+            // Nobody waits for them.
+            Op::List { .. } | Op::ReadFiles { .. } => true,
             _ => self.data.bytes().len() > BULK,
         }
     }

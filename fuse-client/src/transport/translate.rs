@@ -17,6 +17,7 @@ pub(super) fn visit<E>(op: &mut Op, look: &mut dyn FnMut(Part<'_>) -> Result<(),
         | Op::Open { node, .. }
         | Op::OpenRead { node, .. }
         | Op::Opendir { node }
+        | Op::List { node, .. }
         | Op::Create { parent: node, .. }
         | Op::Reopen { node, .. }
         | Op::Mkdir { parent: node, .. }
@@ -42,6 +43,12 @@ pub(super) fn visit<E>(op: &mut Op, look: &mut dyn FnMut(Part<'_>) -> Result<(),
             let mut node = Node { grant: *grant, ino: *ino };
             look(Part::Node(&mut node))?;
             (*grant, *ino) = (node.grant, node.ino);
+            Ok(())
+        }
+        Op::ReadFiles { grant, .. } => {
+            let mut node = Node { grant: *grant, ino: 0 };
+            look(Part::Node(&mut node))?;
+            *grant = node.grant;
             Ok(())
         }
         Op::Read { handle, .. }

@@ -5,6 +5,8 @@ use std::sync::atomic::Ordering;
 use rustix::io::Errno;
 use strongroom_protocol::attr::{Handle, Node, OpenFlags};
 use strongroom_protocol::codec;
+use strongroom_protocol::files;
+use strongroom_protocol::frame::MAX_DATA;
 use strongroom_protocol::lease::LeaseTerms;
 use strongroom_protocol::name::Name;
 use strongroom_protocol::op::Op;
@@ -248,6 +250,12 @@ fn attempt(gate: &Gate<'_>, call: Call<'_>, out: &mut ReplyBuf) -> Checked<Answe
         Op::OpenRead { node, flags, offset, length } => {
             open_read(gate, op, *node, *flags, (*offset, *length), out)?.into()
         }
+        Op::List { node, cookie, max_bytes } => {
+            store::readdir::list(&gate.node(op, *node, None)?, *cookie, *max_bytes, out)?.into()
+        }
+        Op::ReadFiles { grant, longest, max_bytes } => {
+            read_files(gate, op, *grant, (*longest, *max_bytes), data, out)?.into()
+        }
     })
 }
 
@@ -280,6 +288,46 @@ fn open_read(
         return Err(refusal);
     }
     Ok(opened)
+}
+
+fn read_files(
+    gate: &Gate<'_>,
+    op: &Op,
+    grant: u16,
+    (longest, max_bytes): (u32, u32),
+    data: &[u8],
+    out: &mut ReplyBuf,
+) -> Checked<Outcome> {
+    let (numbers, rest) = data.as_chunks::<8>();
+    if !rest.is_empty() || numbers.len() > files::MOST {
+        return Err(Refusal::MALFORMED);
+    }
+    let most = (max_bytes as usize).min(MAX_DATA);
+    let bytes = out.collect();
+    let mut known = numbers.is_empty();
+    for (position, number) in (0..).zip(numbers) {
+        if gate.admission.is_fenced() {
+            return Err(Failure::Fenced.into());
+        }
+        let node = Node { grant, ino: u64::from_le_bytes(*number) };
+        let permit = match gate.node(op, node, None) {
+            Err(Refusal::Failed(Failure::Stale)) => continue,
+            other => other?,
+        };
+        known = true;
+        match store::read_files::read_file(&permit, position, longest, most, bytes) {
+            Ok(()) => {}
+            Err(Refusal::Failed(denied @ Failure::Denied { .. })) => return Err(denied.into()),
+            // Somebody else would have to let go first, or it is not there any more. Whoever reads it hears of that.
+            Err(_) => {}
+        }
+    }
+    if !known {
+        return Err(Refusal::STALE);
+    }
+    let length = bytes.len();
+    out.set_length(length);
+    Ok(Outcome::Data)
 }
 
 fn forget(gate: &Gate<'_>, data: &[u8]) -> Checked<Outcome> {
@@ -328,7 +376,8 @@ pub(super) fn describe(session: &EngineSession, op: &Op) -> String {
         | Op::Listxattr { node: key }
         | Op::Setxattr { node: key, .. }
         | Op::Removexattr { node: key }
-        | Op::OpenRead { node: key, .. } => node(*key, None),
+        | Op::OpenRead { node: key, .. }
+        | Op::List { node: key, .. } => node(*key, None),
         Op::Read { handle: open, .. }
         | Op::Write { handle: open, .. }
         | Op::Flush { handle: open, .. }
@@ -339,7 +388,7 @@ pub(super) fn describe(session: &EngineSession, op: &Op) -> String {
         | Op::Seek { handle: open, .. }
         | Op::GetLock { handle: open, .. }
         | Op::SetLock { handle: open, .. } => handle(*open),
-        Op::Resolve { grant, .. } => {
+        Op::Resolve { grant, .. } | Op::ReadFiles { grant, .. } => {
             let mount = session.grants.get(usize::from(*grant)).map(|grant| grant.terms.mount.to_string());
             mount.unwrap_or_default()
         }

@@ -77,9 +77,11 @@ pub(crate) const fn on_arrival(op: &Op) -> (Needs, Unless) {
         Op::Getattr { .. }     => (All(LIST), Own),
         Op::Opendir { .. }     => (All(LIST), Never),
         Op::Readdir { .. }     => (All(LIST), Never),
+        Op::List { .. }        => (All(LIST), Never),
         Op::Statfs { .. }      => (All(LIST), Never),
         // contents
         Op::Read { .. }        => (All(READ), Never),
+        Op::ReadFiles { .. }   => (All(READ), Never),
         Op::Readlink { .. }    => (All(READ), Never),
         Op::Seek { .. }        => (All(READ), Never),
         Op::Getxattr { .. }    => (All(READ), Never),

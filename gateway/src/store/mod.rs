@@ -24,6 +24,7 @@ pub(crate) mod mknod;
 pub(crate) mod open;
 pub(crate) mod opendir;
 pub(crate) mod read;
+pub(crate) mod read_files;
 pub(crate) mod readdir;
 pub(crate) mod readlink;
 pub(crate) mod release;

@@ -2,8 +2,9 @@
 
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
-use rustix::fs::{FileType, RawDir, SeekFrom, seek};
+use rustix::fs::{FileType, OFlags, RawDir, SeekFrom, seek};
 use rustix::io::Errno;
 use strongroom_protocol::frame::MAX_DATA;
 use strongroom_protocol::name::Name;
@@ -12,8 +13,8 @@ use strongroom_protocol::reply::Outcome;
 
 use crate::engine::ReplyBuf;
 use crate::gate::refusal::{Checked, Refusal};
-use crate::gate::{OnHandle, Permit};
-use crate::tree::Stat;
+use crate::gate::{OnHandle, OnNode, Permit};
+use crate::tree::{Node, Stat};
 
 const BATCH: usize = 16 << 10;
 /// The least bytes that an entry with the shortest name takes; bounds how many fit.
@@ -27,17 +28,56 @@ pub(crate) fn readdir(
     out: &mut ReplyBuf,
 ) -> Checked<Outcome> {
     let open = permit.target();
-    if !open.node.is_dir() {
+    begin(permit, &open.node, cookie)?;
+    let asked = Asked { dir: &open.node, file: open.file()?, cookie, max_bytes, plus, ahead: false };
+    page(permit, &asked, &mut open.position.lock(), out)
+}
+
+/// The same of a directory that is not open, with attributes.
+pub(crate) fn list(
+    permit: &Permit<'_, OnNode>,
+    cookie: u64,
+    max_bytes: u32,
+    out: &mut ReplyBuf,
+) -> Checked<Outcome> {
+    let dir = permit.node();
+    begin(permit, dir, cookie)?;
+    let (file, _) = permit.tree().open_node(dir, OFlags::RDONLY | OFlags::DIRECTORY)?;
+    let asked = Asked { dir, file: &file, cookie, max_bytes, plus: true, ahead: true };
+    page(permit, &asked, &mut 0, out)
+}
+
+/// What is asked of a directory.
+struct Asked<'a> {
+    dir: &'a Arc<Node>,
+    file: &'a OwnedFd,
+    cookie: u64,
+    max_bytes: u32,
+    plus: bool,
+    /// Nobody waits for it, so that nobody else is to be troubled.
+    ahead: bool,
+}
+
+fn begin<On>(permit: &Permit<'_, On>, dir: &Arc<Node>, cookie: u64) -> Checked<()> {
+    if !dir.is_dir() {
         return Err(Refusal::errno(Errno::NOTDIR));
     }
     if i64::try_from(cookie).is_err() {
         return Err(Refusal::errno(Errno::INVAL));
     }
-    permit.reading(&open.node)?;
-    permit.reading_names(&open.node)?;
-    let file = open.file()?;
-    let most = (max_bytes as usize).min(MAX_DATA);
-    let mut position = open.position.lock();
+    permit.reading(dir)?;
+    permit.reading_names(dir)
+}
+
+/// One page; `position` is where the descriptor stands, and will stand.
+fn page<On>(
+    permit: &Permit<'_, On>,
+    asked: &Asked<'_>,
+    position: &mut u64,
+    out: &mut ReplyBuf,
+) -> Checked<Outcome> {
+    let &Asked { file, cookie, plus, .. } = asked;
+    let most = (asked.max_bytes as usize).min(MAX_DATA);
     if *position != cookie {
         seek(file, SeekFrom::Start(cookie))?;
         *position = cookie;
@@ -60,7 +100,7 @@ pub(crate) fn readdir(
                 full = true;
                 break;
             }
-            match describe(permit, file, &entry, name, plus) {
+            match describe(permit, asked, &entry, name) {
                 Ok(Some(entry)) => push(bytes, &entry).map_err(|_| Refusal::errno(Errno::IO))?,
                 Ok(None) => {}
                 // All that stands in the way of this page is asked for at once.
@@ -90,12 +130,11 @@ pub(crate) fn readdir(
 }
 
 /// `None` if the entry vanished meanwhile or is not ours.
-fn describe(
-    permit: &Permit<'_, OnHandle>,
-    file: &OwnedFd,
+fn describe<On>(
+    permit: &Permit<'_, On>,
+    &Asked { dir, file, plus, ahead, .. }: &Asked<'_>,
     entry: &rustix::fs::RawDirEntry<'_>,
     name: &[u8],
-    plus: bool,
 ) -> Checked<Option<DirEntry>> {
     if permit.tree().is_hidden(entry.ino()) {
         return Ok(None);
@@ -120,9 +159,16 @@ fn describe(
             leased: false,
         }));
     }
-    match permit.tree().lookup_in(&permit.target().node, file, name) {
+    match permit.tree().lookup_in(dir, file, name) {
         Ok((node, mut stat)) => {
-            let (old, mut leased) = permit.found_one(&node)?;
+            let kind = (stat.kind().as_raw_mode() >> 12) as u8;
+            let (old, mut leased) = match permit.found_one(&node) {
+                Err(Refusal::Recall) if ahead => {
+                    let ino = stat.ino();
+                    return Ok(Some(DirEntry { ino, cookie, kind, name: checked, attr: None, leased: false }));
+                }
+                other => other?,
+            };
             if old {
                 match Stat::at(file, name) {
                     Ok(again) if (again.ino(), again.generation()) == (node.ino, node.generation) => {
@@ -133,7 +179,6 @@ fn describe(
                 }
             }
             let told = permit.tell(&node, &stat);
-            let kind = (stat.kind().as_raw_mode() >> 12) as u8;
             let attr = Some(told.attr);
             Ok(Some(DirEntry { ino: stat.ino(), cookie, kind, name: checked, attr, leased }))
         }
