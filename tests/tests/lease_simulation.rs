@@ -72,7 +72,7 @@ impl Teller for Outbox {
 
 /// From a client to the gateway.
 enum Request {
-    Op { id: u64, op: Op },
+    Op { id: u64, op: Op, data: Vec<u8> },
     Recalled(u64),
 }
 
@@ -96,6 +96,8 @@ struct Open {
     change: Option<OwnChange>,
     /// The directory that is listed.
     listed: Option<Node>,
+    /// Files that are read ahead, one after the other.
+    files: Vec<u64>,
 }
 
 struct Client {
@@ -121,6 +123,7 @@ struct Waiting {
     link: usize,
     id: u64,
     op: Op,
+    data: Vec<u8>,
     admission: Admission,
     parked: Option<Box<Parked>>,
 }
@@ -137,6 +140,8 @@ struct Sim {
     stamp: i64,
     /// What was known without asking, and true.
     known: usize,
+    /// Contents among them.
+    contained: usize,
     recalls: usize,
     trace: Vec<String>,
     /// The directories, which stay.
@@ -151,6 +156,8 @@ struct Truth {
     objects: BTreeMap<u64, std::fs::Metadata>,
     /// What names in directories lead to.
     names: BTreeMap<(u64, std::ffi::OsString), u64>,
+    /// What is in files.
+    contents: BTreeMap<u64, Vec<u8>>,
 }
 
 fn contract() -> Effective {
@@ -234,6 +241,7 @@ impl Sim {
             now: Instant::now(),
             stamp: 0,
             known: 0,
+            contained: 0,
             recalls: 0,
             trace: vec![],
             dirs: vec![],
@@ -263,6 +271,9 @@ impl Sim {
                     let entry = entry.unwrap();
                     let meta = entry.metadata().unwrap();
                     truth.names.insert((dir.ino, entry.file_name()), meta.ino());
+                    if meta.is_file() {
+                        truth.contents.insert(meta.ino(), std::fs::read(entry.path()).unwrap());
+                    }
                     truth.objects.insert(meta.ino(), meta);
                 }
             }
@@ -282,8 +293,8 @@ impl Sim {
         client.next += 1;
         let asked = client.table.ask(self.now);
         let life = client.table.life();
-        client.open.insert(id, Open { op: Op::TakeLeases, asked, life, change: None, listed: None });
-        client.links[0].up.push_back(Request::Op { id, op: Op::TakeLeases });
+        client.open.insert(id, Open { op: Op::TakeLeases, asked, life, change: None, listed: None, files: vec![] });
+        client.links[0].up.push_back(Request::Op { id, op: Op::TakeLeases, data: vec![] });
         // The nodes that all requests go by are known to the session from the start.
         for node in self.directories() {
             self.find(which, node);
@@ -358,7 +369,7 @@ impl Sim {
         let name_ = name(text);
         let file = self.truth().names.get(&(dir.ino, text.into())).copied();
         let node = file.map(|ino| Node { grant: 0, ino });
-        let (op, nodes): (Op, Vec<Node>) = match self.dice.roll(13) {
+        let (op, nodes): (Op, Vec<Node>) = match self.dice.roll(16) {
             0..3 => (Op::Lookup { parent: dir, name: name_ }, vec![]),
             3 => (Op::Getattr { node: node.unwrap_or(dir), handle: None }, vec![]),
             4 => {
@@ -372,7 +383,9 @@ impl Sim {
                 self.stamp += 1;
                 let at = SetTime::At(Time { secs: self.stamp, nanos: 0 });
                 let target = node.unwrap_or(dir);
-                let set = SetAttr { mtime: Some(at), ..SetAttr::default() };
+                let file = target != dir && !self.directories().contains(&target);
+                let size = (file && self.dice.one_in(2)).then(|| self.dice.roll(9) as u64);
+                let set = SetAttr { mtime: size.is_none().then_some(at), size, ..SetAttr::default() };
                 (Op::Setattr { node: target, handle: None, set, by: BY }, vec![target])
             }
             7 | 8 => {
@@ -397,7 +410,15 @@ impl Sim {
                 let new_name = name(self.dice.pick(&NAMES).unwrap());
                 (Op::Link { node, parent: to, name: new_name }, vec![node, to])
             }
-            _ => return self.list(which, dir),
+            12 => return self.list(which, dir),
+            13 | 14 => {
+                let asked = self.clients[which].table.ask(self.now);
+                let op = Op::List { node: dir, cookie: 0, max_bytes: 1 << 20 };
+                let id = self.send(which, op, asked, None);
+                self.clients[which].open.get_mut(&id).unwrap().listed = Some(dir);
+                return;
+            }
+            _ => return self.read_ahead(which),
         };
         let change = !nodes.is_empty();
         let client = &mut self.clients[which];
@@ -428,19 +449,49 @@ impl Sim {
         let Outcome::Opened(handle, _) = done.outcome else { return };
         drop(admission);
         let asked = self.clients[which].table.ask(self.now);
-        let id =
-            self.send(which, Op::Readdir { handle, cookie: 0, max_bytes: 1 << 20, plus: true }, asked, None);
+        let op = Op::Readdir { handle, cookie: 0, max_bytes: 1 << 20, plus: true };
+        let id = self.send(which, op, asked, None);
         self.clients[which].open.get_mut(&id).unwrap().listed = Some(dir);
     }
 
+    /// Reads all files ahead that there are, in any order.
+    fn read_ahead(&mut self, which: usize) {
+        let truth = self.truth();
+        let mut files: Vec<u64> = truth
+            .objects
+            .iter()
+            .filter(|(_, meta)| meta.is_file() || self.dice.one_in(3))
+            .map(|(ino, _)| *ino)
+            .collect();
+        let from = self.dice.roll(files.len().max(1));
+        files.rotate_left(from);
+        let data = files.iter().flat_map(|ino| ino.to_le_bytes()).collect();
+        let asked = self.clients[which].table.ask(self.now);
+        let op = Op::ReadFiles { grant: 0, longest: 1000, max_bytes: 1 << 20 };
+        let id = self.send_data(which, op, data, asked, None);
+        self.clients[which].open.get_mut(&id).unwrap().files = files;
+    }
+
     fn send(&mut self, which: usize, op: Op, asked: Asked, change: Option<OwnChange>) -> u64 {
+        self.send_data(which, op, vec![], asked, change)
+    }
+
+    fn send_data(
+        &mut self,
+        which: usize,
+        op: Op,
+        data: Vec<u8>,
+        asked: Asked,
+        change: Option<OwnChange>,
+    ) -> u64 {
         let link = self.dice.roll(LINKS);
         let client = &mut self.clients[which];
         let id = client.next;
         client.next += 1;
         let life = client.table.life();
-        client.open.insert(id, Open { op: op.clone(), asked, life, change, listed: None });
-        client.links[link].up.push_back(Request::Op { id, op: op.clone() });
+        let open = Open { op: op.clone(), asked, life, change, listed: None, files: vec![] };
+        client.open.insert(id, open);
+        client.links[link].up.push_back(Request::Op { id, op: op.clone(), data });
         self.note(format!("client {which} asks #{id} {op:?} on {link}"));
         id
     }
@@ -454,9 +505,9 @@ impl Sim {
                 self.note(format!("gateway hears client {which} recalled {id}"));
                 self.clients[which].session.recalled(id);
             }
-            Request::Op { id, op } => {
+            Request::Op { id, op, data } => {
                 let admission = self.clients[which].turnstile.enter().unwrap();
-                self.serve(Waiting { client: which, link, id, op, admission, parked: None });
+                self.serve(Waiting { client: which, link, id, op, data, admission, parked: None });
             }
         }
         self.collect();
@@ -468,7 +519,7 @@ impl Sim {
         let call = Call {
             id: request.id,
             op: &request.op,
-            data: b"",
+            data: &request.data,
             later: &|| panic!("no locks here"),
             waits: &|| panic!("nothing is waited for"),
         };
@@ -562,7 +613,7 @@ impl Sim {
     fn learn(&mut self, which: usize, id: u64, outcome: Outcome, note: Note, data: &[u8]) {
         self.note(format!("client {which} hears #{id}"));
         let client = &mut self.clients[which];
-        let Some(Open { op, asked, life, change, listed }) = client.open.remove(&id) else { return };
+        let Some(Open { op, asked, life, change, listed, files }) = client.open.remove(&id) else { return };
         let table = &mut client.table;
         let heard = Heard { asked, life, note };
         let ended = change.as_ref().map(|change| (table.end(change), change));
@@ -667,7 +718,7 @@ impl Sim {
                     _ => table.changed_name(None, *parent, name, None),
                 }
             }
-            (Op::Readdir { .. }, Outcome::Data) => {
+            (Op::Readdir { .. } | Op::List { .. }, Outcome::Data) => {
                 let dir = listed.unwrap();
                 for entry in entries(data) {
                     let entry = entry.unwrap();
@@ -678,6 +729,13 @@ impl Sim {
                     table.learn_name(&heard, dir, &entry.name, Some(node));
                 }
                 table.learn_all(&heard, dir, note.stamp);
+            }
+            (Op::ReadFiles { .. }, Outcome::Data) => {
+                for file in strongroom_protocol::files::files(data) {
+                    let file = file.unwrap();
+                    let node = Node { grant: 0, ino: files[usize::from(file.position)] };
+                    table.learn_contents(&heard, node, &file.attr, file.contents, false);
+                }
             }
             _ => {}
         }
@@ -757,7 +815,7 @@ impl Sim {
     fn check(&mut self) {
         let truth = self.truth();
         let directories = self.directories();
-        let mut known = 0;
+        let (mut known, mut contained) = (0, 0);
         for (which, client) in self.clients.iter_mut().enumerate() {
             if client.deluded.is_some() {
                 continue;
@@ -786,6 +844,14 @@ impl Sim {
                     let trace = self.trace.join("\n");
                     panic!("{trace}\nclient {which} believes {told:?} of {ino}, which is {is:?}");
                 }
+                if let Some(contents) = client.table.contents(node, self.now) {
+                    contained += 1;
+                    let is = truth.contents.get(ino);
+                    if is.map(Vec::as_slice) != Some(&*contents) {
+                        let trace = self.trace.join("\n");
+                        panic!("{trace}\nclient {which} believes that {contents:?} is in {ino}, it is {is:?}");
+                    }
+                }
             }
             for dir in directories.iter().filter(|dir| !changing(**dir)) {
                 for text in NAMES {
@@ -807,6 +873,7 @@ impl Sim {
             }
         }
         self.known += known;
+        self.contained += contained;
         // Whoever may write before he tells anybody is alone with the file.
         for ino in truth.objects.keys() {
             let node = Node { grant: 0, ino: *ino };
@@ -834,25 +901,30 @@ fn nobody_sees_what_a_completed_change_has_replaced() {
     let first = from_environment("STRONGROOM_SEED", 1);
     let count = from_environment("STRONGROOM_SIMULATIONS", 2000);
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64).min(8);
-    let results: Vec<(usize, usize)> = std::thread::scope(|scope| {
+    let results: Vec<(usize, usize, usize)> = std::thread::scope(|scope| {
         let run = |which: u64| {
             let seeds = (first..first + count).filter(move |seed| seed % threads == which);
-            seeds.fold((0, 0), |(known, recalls), seed| {
+            seeds.fold((0, 0, 0), |(known, contained, recalls), seed| {
                 let mut sim = Sim::new(seed);
                 let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| sim.run()));
                 assert!(
                     ran.is_ok(),
                     "schedule {seed} went wrong: STRONGROOM_SEED={seed} STRONGROOM_SIMULATIONS=1 shows it"
                 );
-                (known + sim.known, recalls + sim.recalls)
+                (known + sim.known, contained + sim.contained, recalls + sim.recalls)
             })
         };
         let all: Vec<_> = (0..threads).map(|which| scope.spawn(move || run(which))).collect();
         all.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
-    let (known, recalls) = results.into_iter().fold((0, 0), |(a, b), (c, d)| (a + c, b + d));
-    println!("{count} schedules: {known} things known without asking, all true; {recalls} recalls");
+    let (known, contained, recalls) =
+        results.into_iter().fold((0, 0, 0), |all, one| (all.0 + one.0, all.1 + one.1, all.2 + one.2));
+    println!(
+        "{count} schedules: {known} things known without asking, {contained} of them contents of files, all true; \
+         {recalls} recalls"
+    );
     // A client that never knows anything is never wrong.
     assert!(known as u64 > 100 * count, "only {known} things were ever known");
+    assert!(contained as u64 > 10 * count, "only {contained} contents were ever known");
     assert!(recalls as u64 > 5 * count, "only {recalls} recalls");
 }

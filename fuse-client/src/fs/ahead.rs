@@ -3,15 +3,16 @@
 
 use strongroom_contracts::Right;
 use strongroom_protocol::attr::Node;
+use strongroom_protocol::files::files;
 use strongroom_protocol::lease::Lease;
 use strongroom_protocol::op::Op;
 use strongroom_protocol::readdir::{DirEntry, entries};
-use strongroom_protocol::reply::Outcome;
+use strongroom_protocol::reply::{Failure, Outcome};
 
 use super::Fs;
 use crate::errno::Ended;
 use crate::lease::Heard;
-use crate::state::{Survey, ToList};
+use crate::state::{Batch, FileHint, LONGEST, Survey, ToList};
 use crate::transport::{Answer, Call, Payload};
 
 /// Bytes of entries asked for at a time.
@@ -62,7 +63,7 @@ impl Fs {
 
     fn listed_ahead(&self, ToList { dir, cookie }: ToList, data: &[u8], heard: &Heard) {
         let page: Vec<DirEntry> = entries(data).map_while(Result::ok).collect();
-        self.learn_entries(dir, &page, heard);
+        self.learn_entries(dir, cookie == 0, &page, heard);
         let survey = self.state.ahead.lock().survey(dir);
         let survey = self.surveyed(dir, survey, cookie, &page, heard);
         let room = self.state.leases.table().has_room(page.len());
@@ -77,7 +78,12 @@ impl Fs {
     }
 
     /// Learns of the names and nodes in a page of a directory.
-    pub(super) fn learn_entries(&self, dir: Node, page: &[DirEntry], heard: &Heard) {
+    pub(super) fn learn_entries(&self, dir: Node, first: bool, page: &[DirEntry], heard: &Heard) {
+        let files = page.iter().filter(|entry| entry.leased).filter_map(|entry| {
+            let attr = entry.attr.filter(|attr| attr.mode & libc::S_IFMT == libc::S_IFREG)?;
+            Some(FileHint { name: entry.name.clone(), ino: entry.ino, size: attr.size })
+        });
+        self.state.reading.lock().listed(dir, first, files);
         let nodes = self.state.nodes.lock();
         let mut table = self.state.leases.table();
         for entry in page {
@@ -111,6 +117,57 @@ impl Fs {
                 self.state.leases.table().learn_all(&heard, dir, survey.stamp);
                 None
             }
+        }
+    }
+}
+
+/// Reading ahead.
+impl Fs {
+    /// A file that was not read ahead is read.
+    pub(super) fn read_missed(&self, node: Node) {
+        let dir = self.state.nodes.lock().parent(node);
+        let batch = dir.and_then(|dir| self.state.reading.lock().missed(dir, node.ino));
+        if let Some(batch) = batch {
+            self.read_ahead(batch);
+        }
+    }
+
+    /// A file that was read ahead is read.
+    pub(super) fn read_found(&self, node: Node) {
+        let dir = self.state.nodes.lock().parent(node);
+        let batch = dir.and_then(|dir| self.state.reading.lock().found(dir, node.ino));
+        if let Some(batch) = batch {
+            self.read_ahead(batch);
+        }
+    }
+
+    fn read_ahead(&self, batch: Batch) {
+        let (fs, asked) = (self.clone(), self.asked());
+        let Batch { dir, files: numbers, bytes } = batch;
+        let data: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+        let done = move |result: Result<Answer<'_>, Ended>| {
+            match result {
+                Ok(Answer { outcome: Outcome::Data, data, life, note, .. }) => {
+                    fs.learn_files(dir, &numbers, data, &Heard { asked, life, note });
+                }
+                Err(Ended::Failed(Failure::Errno(errno))) if i32::from(errno) == libc::EOPNOTSUPP => {
+                    return fs.state.reading.lock().give_up();
+                }
+                _ => {}
+            }
+            fs.state.reading.lock().came(dir);
+        };
+        let op = Op::ReadFiles { grant: dir.grant, longest: LONGEST as u32, max_bytes: bytes };
+        self.carrier.submit(Call { op, data: data.into(), pid: 0, done: Box::new(done), keep: None });
+    }
+
+    fn learn_files(&self, dir: Node, numbers: &[u64], data: &[u8], heard: &Heard) {
+        for file in files(data).map_while(Result::ok) {
+            let Some(number) = numbers.get(usize::from(file.position)) else { continue };
+            let node = Node { grant: dir.grant, ino: *number };
+            let fresh = !self.state.nodes.lock().knows(node);
+            // Not locked for long at a time: others read meanwhile.
+            self.state.leases.table().learn_contents(heard, node, &file.attr, file.contents, fresh);
         }
     }
 }

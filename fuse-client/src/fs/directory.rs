@@ -209,7 +209,7 @@ impl Fs {
     /// A page of a directory tells of names, of nodes, and at the end that there are no others.
     fn learn_page(&self, open: &OpenFile, cookie: u64, data: &[u8], heard: &Heard) {
         let page: Vec<DirEntry> = entries(data).map_while(Result::ok).collect();
-        self.learn_entries(open.node, &page, heard);
+        self.learn_entries(open.node, cookie == 0, &page, heard);
         let survey = open.listing.lock().survey.take();
         let survey = self.surveyed(open.node, survey, cookie, &page, heard);
         open.listing.lock().survey = survey;

@@ -178,8 +178,14 @@ impl Fs {
             let op = Op::Read { handle: Handle(file), offset, length };
             return self.ask_data(caller, op, Payload::default(), done);
         }
+        let known = self.state.leases.table().contents(open.node, Instant::now());
+        if known.is_some() {
+            return self.read_known(caller, (file, open), offset, length, done);
+        }
         if open.claim() {
-            return self.open_and_read(caller, (file, open), offset, length, done);
+            let node = open.node;
+            self.open_and_read(caller, (file, open), offset, length, done);
+            return self.read_missed(node);
         }
         let fs = self.clone();
         opening::ensure(&self.submitter(), &open, caller.pid, move |result| match result {
@@ -189,6 +195,34 @@ impl Fs {
             }
             Err(errno) => done(Err(errno)),
         });
+    }
+
+    /// Reads what came ahead, if it still holds.
+    fn read_known(
+        &self,
+        caller: Caller,
+        (file, open): (u64, Arc<OpenFile>),
+        offset: u64,
+        length: u32,
+        done: impl FnOnce(Result<&[u8], Errno>) + Send + 'static,
+    ) {
+        let gate = self.state.leases.gate();
+        let known = self.state.leases.table().contents(open.node, Instant::now());
+        let Some(contents) = known else {
+            drop(gate);
+            return match open.claim() {
+                true => self.open_and_read(caller, (file, open), offset, length, done),
+                false => self.read(caller, file, offset, length, done),
+            };
+        };
+        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(contents.len());
+        let to = from.saturating_add(length as usize).min(contents.len());
+        done(Ok(contents.get(from..to).unwrap_or_default()));
+        if to == contents.len() {
+            self.state.leases.table().contents_read(open.node);
+        }
+        drop(gate);
+        self.read_found(open.node);
     }
 
     /// The first read of a file that is not open at the gateway yet.

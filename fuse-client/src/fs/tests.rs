@@ -688,3 +688,150 @@ fn a_change_whose_caller_is_gone_leaves_nothing_known() {
     bench.outcome(Outcome::Attr(attr(5, libc::S_IFREG | 0o600)));
     assert_eq!(bench.getattr(number).unwrap().attr.perm, 0o600, "it was carried out all the same");
 }
+
+impl Bench {
+    /// What was asked ahead first and is not answered yet.
+    fn next_ahead(&self) -> Option<Op> {
+        self.carrier.ahead.lock().front().map(|call| call.op.clone())
+    }
+
+    /// Answers that, as of a time of the session's clock.
+    fn answer_ahead(&self, stamp: u64, result: Result<&[u8], Ended>) {
+        let call = self.carrier.ahead.lock().pop_front().expect("nothing was asked ahead");
+        let note = Note { stamp, node: Lease::Shared, names: true, after: None };
+        (call.done)(
+            result.map(|data| Answer { outcome: Outcome::Data, data, epoch: 1, note, life: 1 }),
+        );
+    }
+}
+
+/// A page of a directory as it is listed ahead.
+fn leased_page(files: std::ops::Range<u64>) -> Vec<u8> {
+    let mut data = vec![];
+    for n in files {
+        let entry = DirEntry {
+            ino: 1000 + n,
+            cookie: n + 1,
+            kind: 8,
+            name: Name::new(format!("f{n}").as_bytes()).unwrap(),
+            attr: Some(attr(1000 + n, libc::S_IFREG | 0o644)),
+            leased: true,
+        };
+        readdir::push(&mut data, &entry).unwrap();
+    }
+    data
+}
+
+fn contents_of(files: &[(u16, u64)]) -> Vec<u8> {
+    let mut data = vec![];
+    for (position, ino) in files {
+        let attr = attr(*ino, libc::S_IFREG | 0o644);
+        strongroom_protocol::files::push_head(&mut data, *position, &attr, 10).unwrap();
+        data.extend_from_slice(format!("{ino:010}").as_bytes());
+    }
+    data
+}
+
+#[test]
+fn the_second_name_that_must_be_asked_for_has_the_directory_listed() {
+    let bench = Bench::leased();
+    let root = bench.root(0);
+    bench.file(root, 1001, b"f1");
+    assert_eq!(bench.next_ahead(), None);
+    bench.file(root, 1002, b"f2");
+    let dir = Node { grant: 0, ino: 100 };
+    assert_eq!(bench.next_ahead(), Some(Op::List { node: dir, cookie: 0, max_bytes: 65_536 }));
+    // Nothing waits for it.
+    bench.file(root, 1003, b"f3");
+    let asked = bench.asked();
+    bench.answer_ahead(1, Ok(&leased_page(0..50)));
+    assert_eq!(bench.next_ahead(), Some(Op::List { node: dir, cookie: 50, max_bytes: 65_536 }), "it is used");
+    for n in 0..50 {
+        assert_eq!(bench.lookup(root, format!("f{n}").as_bytes()).unwrap().attr.size, 10);
+    }
+    bench.answer_ahead(1, Ok(&[]));
+    assert_eq!(bench.lookup(root, b"none"), Err(Errno::ENOENT), "all names are known");
+    assert_eq!((bench.asked(), bench.next_ahead()), (asked, None));
+}
+
+#[test]
+fn a_recall_that_has_overtaken_what_was_asked_ahead_wins() {
+    let bench = Bench::leased();
+    let root = bench.root(0);
+    bench.file(root, 5, b"a");
+    bench.file(root, 6, b"b");
+    bench.recall(2, 100, What::Name(Name::new(b"f1").unwrap()));
+    bench.recall(3, 1002, What::All { data: true, open: false });
+    bench.answer_ahead(1, Ok(&leased_page(0..3)));
+    let asked = bench.asked();
+    for name in [b"f0", b"f1", b"f2"] {
+        bench.answer([Err(Ended::Failed(Failure::Errno(libc::ENOENT as u16)))]);
+        assert_eq!(bench.lookup(root, name), Err(Errno::ENOENT));
+    }
+    assert_eq!(bench.asked(), asked + 3);
+}
+
+#[test]
+fn small_files_that_follow_are_read_ahead_and_cost_no_message() {
+    let bench = Bench::leased();
+    let root = bench.root(0);
+    bench.file(root, 5, b"a");
+    bench.file(root, 6, b"b");
+    bench.answer_ahead(1, Ok(&leased_page(0..40)));
+    bench.answer_ahead(1, Ok(&[]));
+    let read = |n: u64| {
+        let number = bench.lookup(root, format!("f{n}").as_bytes()).unwrap().attr.ino.0;
+        let file = bench.open_known(number);
+        let data = bench.read(file);
+        wait(|done| bench.fs.release(ME, file, None, done)).unwrap();
+        data
+    };
+    for n in 0..2 {
+        let opened = Outcome::Opened(Handle(70 + n), attr(1000 + n, libc::S_IFREG | 0o644));
+        bench.answer([Ok((opened, b"0123456789".to_vec())), Ok((Outcome::Done, vec![]))]);
+        assert_eq!(read(n).unwrap(), b"0123456789");
+    }
+    let op = bench.next_ahead().unwrap();
+    assert!(matches!(op, Op::ReadFiles { grant: 0, .. }), "{op:?}");
+    let list: Vec<u8> = (1002..1018_u64).flat_map(u64::to_le_bytes).collect();
+    assert_eq!(bench.carrier.ahead.lock()[0].data.bytes(), list);
+    // One of them is recalled meanwhile, and one afterwards.
+    bench.recall(2, 1004, What::All { data: true, open: false });
+    let files: Vec<(u16, u64)> = (0..16).map(|n| (n, 1002 + u64::from(n))).collect();
+    bench.answer_ahead(1, Ok(&contents_of(&files)));
+    bench.recall(3, 1005, What::All { data: true, open: false });
+    let asked = bench.asked();
+    assert_eq!(read(2).unwrap(), b"0000001002");
+    assert_eq!(read(3).unwrap(), b"0000001003");
+    assert_eq!(bench.asked(), asked, "neither open, nor read, nor closed at the gateway");
+    assert!(bench.state.handles.lock().is_empty());
+    let mut table = bench.state.leases.table();
+    let known = |table: &Table, ino| table.contents(Node { grant: 0, ino }, Instant::now()).is_some();
+    assert!(!known(&table, 1002), "the kernel has it");
+    assert!(!known(&table, 1004) && !known(&table, 1005) && known(&table, 1006));
+    // What this guest changes itself is not known either.
+    let change = table.begin(&[Node { grant: 0, ino: 1006 }], Instant::now());
+    table.end(&change);
+    assert!(!known(&table, 1006));
+}
+
+#[test]
+fn where_every_read_must_be_on_record_none_is_ahead() {
+    let bench = Bench::leased();
+    let root = bench.root(0);
+    bench.file(root, 5, b"a");
+    bench.file(root, 6, b"b");
+    bench.answer_ahead(1, Ok(&leased_page(0..40)));
+    bench.answer_ahead(1, Ok(&[]));
+    for n in 0..4 {
+        let number = bench.lookup(root, format!("f{n}").as_bytes()).unwrap().attr.ino.0;
+        let opened = Outcome::Opened(Handle(70 + n), attr(1000 + n, libc::S_IFREG | 0o644));
+        bench.answer([Ok((opened, b"0123456789".to_vec()))]);
+        let file = bench.open_known(number);
+        bench.read(file).unwrap();
+        if n == 1 {
+            bench.answer_ahead(1, Err(Ended::Failed(Failure::Errno(libc::EOPNOTSUPP as u16))));
+        }
+    }
+    assert_eq!(bench.next_ahead(), None);
+}

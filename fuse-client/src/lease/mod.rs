@@ -15,6 +15,7 @@
 //! before the recall is told after it.
 
 mod change;
+mod contents;
 mod live;
 mod names;
 mod recall;

@@ -8,6 +8,7 @@ use strongroom_protocol::attr::{Attr, Node, Time};
 use strongroom_protocol::lease::{Lease, LeaseTerms, Note};
 use strongroom_protocol::name::Name;
 
+use super::contents::{Contents, Shelf};
 use super::names::{Names, To};
 
 /// When a request was made.
@@ -97,6 +98,8 @@ pub(super) struct Held {
     pub(super) last: Option<(Time, u64)>,
     pub(super) names: Option<Box<Names>>,
     pub(super) target: Option<Arc<[u8]>>,
+    /// All bytes of the file, as of `attr`.
+    pub(super) contents: Option<Contents>,
     pub(super) used: bool,
 }
 
@@ -129,6 +132,7 @@ impl Held {
             last: None,
             names: None,
             target: None,
+            contents: None,
             used: true,
         }
     }
@@ -153,6 +157,7 @@ impl Held {
         self.attr = None;
         self.names = None;
         self.target = None;
+        self.contents = None;
         self.soil(mark);
     }
 }
@@ -175,6 +180,7 @@ pub struct Table {
     /// Counts what made contents doubtful.
     marks: u64,
     pub(super) most: usize,
+    shelf: Shelf,
 }
 
 impl Default for Table {
@@ -190,6 +196,7 @@ impl Default for Table {
             keep: None,
             marks: 0,
             most: 0,
+            shelf: Shelf::default(),
         }
     }
 }
@@ -280,16 +287,17 @@ impl Table {
         }
     }
 
-    fn keep_attr(&mut self, heard: &Heard, node: Node, attr: &Attr) {
-        let Some(until) = self.until(heard.asked) else { return };
+    /// Returns whether they are kept.
+    fn keep_attr(&mut self, heard: &Heard, node: Node, attr: &Attr) -> bool {
+        let Some(until) = self.until(heard.asked) else { return false };
         let since = self.attrs_since;
-        let Some(held) = self.nodes.get_mut(&node) else { return };
+        let Some(held) = self.nodes.get_mut(&node) else { return false };
         let old = held.changing > 0
             || held.changed > heard.asked.seq
             || since > heard.asked.seq
             || heard.note.stamp < held.void;
         if old || attr.ino != node.ino {
-            return;
+            return false;
         }
         if let Some((ctime, size)) = held.last.take()
             && (ctime, size) == (attr.ctime, attr.size)
@@ -298,6 +306,48 @@ impl Table {
             held.clean = true;
         }
         held.attr = Some(Kept { attr: *attr, until, asked: heard.asked });
+        true
+    }
+
+    /// An answer that nobody waits for tells all that is in a file, and its attributes.
+    pub fn learn_contents(&mut self, heard: &Heard, node: Node, attr: &Attr, bytes: &[u8], fresh: bool) {
+        let whole = attr.size == bytes.len() as u64;
+        let granted = self.grant(heard, node, Lease::Shared, fresh);
+        if !granted || !self.keep_attr(heard, node, attr) || !whole {
+            return;
+        }
+        let Some(until) = self.until(heard.asked) else { return };
+        let contents = self.shelf.make(node, bytes, until, heard.asked);
+        if let Some(held) = self.nodes.get_mut(&node) {
+            held.contents = Some(contents);
+        }
+        while let Some((node, number)) = self.shelf.too_many() {
+            if let Some(held) = self.nodes.get_mut(&node) {
+                held.contents.take_if(|contents| contents.is(number));
+            }
+        }
+    }
+
+    /// All that is in a file, if that came ahead and still holds.
+    pub fn contents(&self, node: Node, now: Instant) -> Option<Arc<[u8]>> {
+        let attr = self.attr(node, now)?;
+        let contents = self.nodes.get(&node)?.contents.as_ref()?;
+        let holds = contents.until > now
+            && contents.asked.seq >= self.attrs_since
+            && attr.size == contents.bytes.len() as u64;
+        holds.then(|| contents.bytes.clone())
+    }
+
+    /// The kernel has read all that is in a file, and keeps it.
+    pub fn contents_read(&mut self, node: Node) {
+        if let Some(held) = self.nodes.get_mut(&node) {
+            held.contents = None;
+        }
+    }
+
+    /// Bytes of contents that came ahead and have not been read.
+    pub fn contents_bytes(&self) -> usize {
+        self.shelf.bytes()
     }
 
     /// The target of a symlink.
@@ -421,6 +471,7 @@ impl Table {
             held.attr = None;
             // The number of a symlink that is removed may be another one's next.
             held.target = None;
+            held.contents = None;
         }
         (Asked { seq, at: change.asked.at }, sole)
     }
@@ -482,6 +533,7 @@ impl Table {
             held.changed = seq;
             held.attr = None;
             held.target = None;
+            held.contents = None;
         } else {
             self.changed_floor = seq;
         }
@@ -589,6 +641,7 @@ impl Table {
         if let Some(held) = self.nodes.get_mut(&node) {
             held.attr = None;
             held.target = None;
+            held.contents = None;
             held.names = None;
             held.last = None;
             held.soil(mark);

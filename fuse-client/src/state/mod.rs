@@ -9,6 +9,7 @@ mod grants;
 mod handles;
 mod locks;
 mod nodes;
+mod reading;
 
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,7 @@ pub use grants::{Grant, Grants};
 pub use handles::{Handles, OpenFile, Survey, Then, Turn, Wire};
 pub use locks::{HeldLock, Locks};
 pub use nodes::{Known, Nodes};
+pub use reading::{Batch, FileHint, LONGEST, Reading};
 
 /// The tables of one mount.
 #[derive(Default)]
@@ -44,6 +46,8 @@ pub struct State {
     pub leases: Leases,
     /// What is asked for before anybody does.
     pub ahead: Mutex<Ahead>,
+    /// Small files that are read before anybody does.
+    pub reading: Mutex<Reading>,
 }
 
 impl State {

@@ -27,6 +27,13 @@ fn every_operation_is_in_the_trail_when_it_is_answered() {
     assert!(recorded("write", "ok"));
     client.read(handle, 0, 3);
     assert!(recorded("read", "ok"));
+    let list = Op::List { node: root, cookie: 0, max_bytes: 4096 };
+    assert_eq!(client.call(list, &[]), Outcome::Data);
+    assert!(recorded("list", "ok"));
+    // Files that nobody has asked for are not read, so that the trail says what was.
+    let ahead = Op::ReadFiles { grant: 0, longest: 100, max_bytes: 4096 };
+    let refused = Outcome::Failed(Failure::Errno(95));
+    assert_eq!(client.call(ahead, &root.ino.to_le_bytes()), refused);
     assert_eq!(
         client.call(Op::Unlink { parent: root, name: name("nothing") }, &[]),
         Outcome::Failed(Failure::Errno(2))

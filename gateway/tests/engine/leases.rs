@@ -682,3 +682,120 @@ fn forgetting_a_node_does_not_end_its_lease() {
     keeper.answer(id);
     let _: Attr = attr(heard.recv_timeout(LONG).unwrap().unwrap().0);
 }
+
+/// The request for the contents of files, and what it tells: positions and bytes.
+fn read_files(guest: &Guest, numbers: &[u64], longest: u32, max_bytes: u32) -> Vec<(u16, Vec<u8>)> {
+    let list: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+    let (outcome, data) = guest.call(&Op::ReadFiles { grant: 0, longest, max_bytes }, &list);
+    assert_eq!(outcome, Outcome::Data);
+    assert!(data.len() <= max_bytes as usize);
+    let files = strongroom_protocol::files::files(&data).map(Result::unwrap);
+    files
+        .map(|file| {
+            assert_eq!(file.attr.size, file.contents.len() as u64);
+            assert_eq!(file.attr.ino, numbers[usize::from(file.position)]);
+            (file.position, file.contents.to_vec())
+        })
+        .collect()
+}
+
+#[test]
+fn what_is_read_ahead_is_whole_leased_and_within_bounds() {
+    use strongroom_protocol::files::{MOST, OVERHEAD};
+    let world = world(LONG);
+    for n in 0..70_u8 {
+        world.file(&format!("a/dir/f{n}"), &vec![n; usize::from(n)]);
+    }
+    world.file("a/dir/long", &[7; 300_000]);
+    std::os::unix::fs::symlink("f1", world.path("a/dir/link")).unwrap();
+    let taker = taker(&world);
+    taker.root(0);
+    let ino = |text: &str| taker.node(0, &format!("dir/{text}")).ino;
+    let (sub, link, long) = (ino("sub"), ino("link"), ino("long"));
+    let all: Vec<u64> = (0..70).map(|n| ino(&format!("f{n}"))).collect();
+    let first = &all[..MOST];
+    let read = read_files(&taker, first, 100, 1 << 20);
+    assert_eq!(read, (0..MOST as u16).map(|n| (n, vec![n as u8; usize::from(n)])).collect::<Vec<_>>());
+    let note = taker.noted(&Op::Getattr { node: Node { grant: 0, ino: all[5] }, handle: None }).1;
+    assert_eq!(note.node, Lease::Shared);
+    // What is something else, unknown, too long, or does not fit any more is left out.
+    let mixed = [sub, all[1], link, 12_345_678, long, all[2], all[1]];
+    let expected = vec![(1, vec![1]), (5, vec![2, 2]), (6, vec![1])];
+    assert_eq!(read_files(&taker, &mixed, u32::MAX, u32::MAX), expected);
+    assert_eq!(read_files(&taker, &all[30..40], 33, 1 << 20).len(), 4);
+    let two = 2 * OVERHEAD as u32 + 30 + 31;
+    assert_eq!(read_files(&taker, &all[30..40], 100, two).len(), 2);
+    assert_eq!(read_files(&taker, &all[30..40], 100, OVERHEAD as u32).len(), 0);
+    assert_eq!(read_files(&taker, &[], 100, 100), []);
+    let wrong = |grant, list: Vec<u8>| {
+        taker.call(&Op::ReadFiles { grant, longest: 100, max_bytes: 100 }, &list).0
+    };
+    let malformed = Outcome::Failed(Failure::Malformed);
+    assert_eq!(wrong(0, vec![0; 8 * (MOST + 1)]), malformed);
+    assert_eq!(wrong(0, vec![0; 1 << 20]), malformed);
+    assert_eq!(wrong(0, vec![0; 9]), malformed);
+    let stale = Outcome::Failed(Failure::Stale);
+    assert_eq!(wrong(0, 12_345_678_u64.to_le_bytes().to_vec()), stale);
+    assert_eq!(wrong(9, all[1].to_le_bytes().to_vec()), stale);
+    // Whoever takes no leases cannot keep it.
+    let plain = world.guest(whole());
+    plain.root(0);
+    let one = plain.node(0, "dir/f1").ino;
+    assert_eq!(read_files(&plain, &[one], 100, 1000), []);
+}
+
+#[test]
+fn what_nobody_waits_for_troubles_nobody() {
+    let world = world(LONG);
+    let (writer, reader) = (taker(&world), taker(&world));
+    let root = writer.root(0);
+    let file = reader.node(0, "f");
+    assert_eq!(reader.root(0), root);
+    assert_eq!(writer.node(0, "f"), file);
+    let handle = opened(writer.open(file, WRITE));
+    let heard = writer.beside(Op::Fallocate { handle, mode: 0, offset: 0, length: 11 });
+    reader.answer(reader.recall().0);
+    heard.recv_timeout(LONG).unwrap().unwrap();
+    assert_eq!(writer.look(file).node, Lease::Exclusive);
+    assert_eq!(read_files(&reader, &[file.ino], 100, 1000), []);
+    let (outcome, data) = reader.call(&Op::List { node: root, cookie: 0, max_bytes: 65_536 }, b"");
+    assert_eq!(outcome, Outcome::Data);
+    let listed: Vec<_> = entries(&data).map(Result::unwrap).collect();
+    let of = |text: &str| listed.iter().find(|entry| entry.name == name(text)).unwrap();
+    assert!(of("f").attr.is_none() && !of("f").leased);
+    assert!(of("dir").attr.is_some() && of("dir").leased);
+    assert!(writer.inbox.try_recv().is_err(), "it was not asked for anything");
+    assert_eq!(writer.look(file).node, Lease::Exclusive);
+}
+
+#[test]
+fn a_directory_is_listed_without_opening_it() {
+    let world = world(LONG);
+    for n in 0..300 {
+        world.file(&format!("a/dir/f{n}"), b"x");
+    }
+    let taker = taker(&world);
+    taker.root(0);
+    let (dir, file) = (taker.node(0, "dir"), taker.node(0, "f"));
+    let (mut names, mut cookie) = (vec![], 0);
+    loop {
+        let (outcome, data) = taker.call(&Op::List { node: dir, cookie, max_bytes: 4096 }, b"");
+        assert_eq!(outcome, Outcome::Data);
+        let page: Vec<_> = entries(&data).map(Result::unwrap).collect();
+        let Some(last) = page.last() else { break };
+        cookie = last.cookie;
+        assert!(page.iter().all(|entry| entry.leased));
+        names.extend(page.into_iter().map(|entry| entry.name));
+    }
+    names.sort();
+    let mut expected: Vec<_> = (0..300).map(|n| name(&format!("f{n}"))).chain([name("sub")]).collect();
+    expected.sort();
+    assert_eq!(names, expected);
+    assert_eq!(taker.session.counters().handles, 0);
+    let list = |node, cookie, max_bytes| taker.ask(&Op::List { node, cookie, max_bytes });
+    assert_eq!(list(file, 0, 4096), errno(libc::ENOTDIR));
+    assert_eq!(list(dir, u64::MAX, 4096), errno(libc::EINVAL));
+    assert_eq!(list(dir, 0, 0), errno(libc::EINVAL));
+    assert_eq!(list(dir, 0, u32::MAX), Outcome::Data);
+    assert_eq!(list(Node { grant: 0, ino: 12_345_678 }, 0, 4096), Outcome::Failed(Failure::Stale));
+}

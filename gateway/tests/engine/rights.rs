@@ -10,7 +10,7 @@ use strongroom_protocol::reply::{Failure, Outcome};
 use crate::support::*;
 
 const CONTENTS: &[u8] = b"0123456789";
-const KINDS: usize = 40;
+const KINDS: usize = 42;
 
 /// The number of an operation; the match names each, so that a new one cannot be forgotten here.
 fn kind(op: &Op) -> usize {
@@ -55,6 +55,8 @@ fn kind(op: &Op) -> usize {
         Op::TakeLeases => 37,
         Op::Recalled { .. } => 38,
         Op::OpenRead { .. } => 39,
+        Op::List { .. } => 40,
+        Op::ReadFiles { .. } => 41,
     }
 }
 
@@ -202,6 +204,9 @@ fn on_nodes(stage: &mut Stage, props: &Props) {
         Wants::All("list"),
     );
     stage.check(Op::Opendir { node: dir }, b"", Wants::All("list"));
+    stage.check(Op::List { node: dir, cookie: 0, max_bytes: 4096 }, b"", Wants::All("list"));
+    let many = Op::ReadFiles { grant: 0, longest: 100, max_bytes: 4096 };
+    stage.check(many, &file.ino.to_le_bytes(), Wants::All("read"));
     stage.check(Op::Statfs { node: dir }, b"", Wants::All("list"));
     stage.check(Op::Getxattr { node: file }, b"user.a", Wants::All("read"));
     stage.check(Op::Listxattr { node: file }, b"", Wants::All("read"));

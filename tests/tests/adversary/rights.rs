@@ -263,6 +263,13 @@ fn cases() -> Vec<Case> {
         case("open to write, and read", &["list read write", "list read append"], |s, root| {
             Ok((Op::OpenRead { node: node(s, root, "file")?, flags: BOTH, offset: 0, length: 10 }, b""))
         }),
+        case("list", &["list"], |_, root| Ok((Op::List { node: root, cookie: 0, max_bytes: 4096 }, b""))),
+        case("read many files", &["list read"], |s, root| {
+            let file = node(s, root, "file")?;
+            // The test is over before many of these are made.
+            let list: &'static [u8] = Box::leak(Box::new(file.ino.to_le_bytes()));
+            Ok((Op::ReadFiles { grant: 0, longest: 100, max_bytes: 4096 }, list))
+        }),
     ]
 }
 
@@ -310,9 +317,11 @@ fn kind(op: &Op) -> usize {
         Op::TakeLeases => 37,
         Op::Recalled { .. } => 38,
         Op::OpenRead { .. } => 39,
+        Op::List { .. } => 40,
+        Op::ReadFiles { .. } => 41,
     }
 }
-pub const KINDS: usize = 40;
+pub const KINDS: usize = 42;
 
 /// A directory of its own for one try, which is the whole grant; returns its data path.
 fn stage(gateway: &Gateway) -> String {
