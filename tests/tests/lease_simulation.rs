@@ -293,7 +293,9 @@ impl Sim {
         client.next += 1;
         let asked = client.table.ask(self.now);
         let life = client.table.life();
-        client.open.insert(id, Open { op: Op::TakeLeases, asked, life, change: None, listed: None, files: vec![] });
+        client
+            .open
+            .insert(id, Open { op: Op::TakeLeases, asked, life, change: None, listed: None, files: vec![] });
         client.links[0].up.push_back(Request::Op { id, op: Op::TakeLeases, data: vec![] });
         // The nodes that all requests go by are known to the session from the start.
         for node in self.directories() {
@@ -849,7 +851,9 @@ impl Sim {
                     let is = truth.contents.get(ino);
                     if is.map(Vec::as_slice) != Some(&*contents) {
                         let trace = self.trace.join("\n");
-                        panic!("{trace}\nclient {which} believes that {contents:?} is in {ino}, it is {is:?}");
+                        panic!(
+                            "{trace}\nclient {which} believes that {contents:?} is in {ino}, it is {is:?}"
+                        );
                     }
                 }
             }

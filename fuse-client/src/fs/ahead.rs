@@ -52,7 +52,7 @@ impl Fs {
             }
             loop {
                 // Not locked while something is asked.
-                let next = fs.state.ahead.lock().next();
+                let next = fs.state.ahead.lock().next_turn();
                 let Some(next) = next else { break };
                 fs.list_ahead(next);
             }

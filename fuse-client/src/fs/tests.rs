@@ -699,9 +699,7 @@ impl Bench {
     fn answer_ahead(&self, stamp: u64, result: Result<&[u8], Ended>) {
         let call = self.carrier.ahead.lock().pop_front().expect("nothing was asked ahead");
         let note = Note { stamp, node: Lease::Shared, names: true, after: None };
-        (call.done)(
-            result.map(|data| Answer { outcome: Outcome::Data, data, epoch: 1, note, life: 1 }),
-        );
+        (call.done)(result.map(|data| Answer { outcome: Outcome::Data, data, epoch: 1, note, life: 1 }));
     }
 }
 

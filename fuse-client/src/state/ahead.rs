@@ -149,7 +149,7 @@ impl Ahead {
     }
 
     /// What else to list now, if anything; to be asked after [`Ahead::came`] until there is nothing.
-    pub fn next(&mut self) -> Option<ToList> {
+    pub fn next_turn(&mut self) -> Option<ToList> {
         if self.underway >= MOST_UNDERWAY {
             return None;
         }
@@ -199,13 +199,13 @@ mod tests {
         assert_eq!(ahead.missed(node(1)), Some(page(1, 0)));
         assert_eq!(ahead.missed(node(1)), None, "it is under way");
         ahead.came(node(1), 400, Some((77, None)), &[]);
-        assert_eq!(ahead.next(), Some(page(1, 77)), "it was used meanwhile");
+        assert_eq!(ahead.next_turn(), Some(page(1, 77)), "it was used meanwhile");
         ahead.came(node(1), 400, Some((78, None)), &[]);
-        assert_eq!(ahead.next(), None, "it was not");
+        assert_eq!(ahead.next_turn(), None, "it was not");
         assert_eq!(ahead.found(node(1)), Some(page(1, 78)));
         assert_eq!(ahead.found(node(1)), None);
         ahead.came(node(1), 0, None, &[]);
-        assert_eq!(ahead.next(), None);
+        assert_eq!(ahead.next_turn(), None);
         assert_eq!(ahead.found(node(1)), None);
     }
 
@@ -231,7 +231,7 @@ mod tests {
         let below: Vec<Node> = (100..200).map(node).collect();
         missed_and_listed(&mut ahead, 1, 100, &below);
         let mut listed = 0;
-        while let Some(turn) = ahead.next() {
+        while let Some(turn) = ahead.next_turn() {
             ahead.came(turn.dir, 1, None, &[]);
             listed += 1;
         }
@@ -239,7 +239,7 @@ mod tests {
         let more: Vec<Node> = (200..400).map(node).collect();
         missed_and_listed(&mut ahead, 2, 100, &more);
         let mut listed = 0;
-        while let Some(turn) = ahead.next() {
+        while let Some(turn) = ahead.next_turn() {
             ahead.came(turn.dir, 1, None, &[]);
             ahead.found(turn.dir);
             listed += 1;
@@ -259,7 +259,7 @@ mod tests {
         let below: Vec<Node> = (200_000..300_000).map(node).collect();
         ahead.came(node(0), 1, None, &below);
         assert!(ahead.waiting.len() <= MOST_WAITING);
-        assert!(ahead.next().is_some());
-        assert_eq!(ahead.next(), None);
+        assert!(ahead.next_turn().is_some());
+        assert_eq!(ahead.next_turn(), None);
     }
 }

@@ -165,7 +165,14 @@ fn describe<On>(
             let (old, mut leased) = match permit.found_one(&node) {
                 Err(Refusal::Recall) if ahead => {
                     let ino = stat.ino();
-                    return Ok(Some(DirEntry { ino, cookie, kind, name: checked, attr: None, leased: false }));
+                    return Ok(Some(DirEntry {
+                        ino,
+                        cookie,
+                        kind,
+                        name: checked,
+                        attr: None,
+                        leased: false,
+                    }));
                 }
                 other => other?,
             };

@@ -727,9 +727,8 @@ fn what_is_read_ahead_is_whole_leased_and_within_bounds() {
     assert_eq!(read_files(&taker, &all[30..40], 100, two).len(), 2);
     assert_eq!(read_files(&taker, &all[30..40], 100, OVERHEAD as u32).len(), 0);
     assert_eq!(read_files(&taker, &[], 100, 100), []);
-    let wrong = |grant, list: Vec<u8>| {
-        taker.call(&Op::ReadFiles { grant, longest: 100, max_bytes: 100 }, &list).0
-    };
+    let wrong =
+        |grant, list: Vec<u8>| taker.call(&Op::ReadFiles { grant, longest: 100, max_bytes: 100 }, &list).0;
     let malformed = Outcome::Failed(Failure::Malformed);
     assert_eq!(wrong(0, vec![0; 8 * (MOST + 1)]), malformed);
     assert_eq!(wrong(0, vec![0; 1 << 20]), malformed);
