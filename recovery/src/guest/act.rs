@@ -287,9 +287,11 @@ mod tests {
         std::fs::write(&pidfile, "junk").unwrap();
         assert!(kill(&pidfile).is_err());
         // A stand-in for QEMU: it has the file's name among its words.
+        // It waits for the end of its input, so that nothing of it is left when it is killed.
         let mut child = std::process::Command::new("sh")
-            .args(["-c", "sleep 1000; :", "-pidfile"])
+            .args(["-c", "read line", "-pidfile"])
             .arg(&pidfile)
+            .stdin(std::process::Stdio::piped())
             .spawn()
             .unwrap();
         std::fs::write(&pidfile, child.id().to_string()).unwrap();

@@ -4,10 +4,11 @@
 //! with several wrong ones is turned away for a while. It does not void the secret: another guest could bring that about.
 //! The first key that is proven uses the secret up, durably, before anything is issued for it.
 
+mod places;
+
 use std::collections::HashMap;
 use std::net::{IpAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -27,15 +28,16 @@ use crate::daemon::Daemon;
 use crate::incident::Open;
 use crate::journal::now_us;
 use crate::log::say;
+use places::{Place, Places};
 
-/// Connections at a time.
-const MAX_CONNECTIONS: usize = 32;
-/// How long a guest may take for each frame.
+/// How long a guest may take for all that it has to say: handshake, beginning, proof.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a guest is kept waiting for its contract before it is told to ask again.
 const ISSUE: Duration = Duration::from_secs(20);
 /// Wrong proofs from one address within [`FORGET`], after which it is turned away.
 const MAX_WRONG: u32 = 5;
+/// How often it is seen to that nobody takes longer.
+const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
 /// How long wrong proofs count.
 const FORGET: Duration = Duration::from_secs(600);
 /// Addresses with wrong proofs that are told apart.
@@ -54,7 +56,7 @@ pub fn key(base: &Base) -> Result<SecretKey, Failure> {
 struct Door {
     daemon: Arc<Daemon>,
     tls: ServerTls,
-    open: AtomicUsize,
+    places: Places,
     wrong: Mutex<HashMap<IpAddr, (Instant, u32)>>,
 }
 
@@ -70,7 +72,7 @@ pub fn start(daemon: &Arc<Daemon>) -> Result<(), Failure> {
     listener.set_nonblocking(true).map_err(failed)?;
     let tls = ServerTls::new(key, &[ALPN_ENROL]).map_err(Failure::other)?;
     let door =
-        Arc::new(Door { daemon: daemon.clone(), tls, open: AtomicUsize::new(0), wrong: Mutex::default() });
+        Arc::new(Door { daemon: daemon.clone(), tls, places: Places::default(), wrong: Mutex::default() });
     let run = move || door.accept(&listener);
     std::thread::Builder::new().name("enrol".into()).spawn(run).map_err(failed)?;
     Ok(())
@@ -79,40 +81,45 @@ pub fn start(daemon: &Arc<Daemon>) -> Result<(), Failure> {
 impl Door {
     fn accept(self: &Arc<Self>, listener: &TcpListener) {
         while !self.daemon.is_stopping() {
-            let timeout = Timespec { tv_sec: 1, tv_nsec: 0 };
-            let _ = poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&timeout));
+            let _ = poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&TICK));
+            self.places.close_due(Instant::now());
             let Ok((stream, from)) = listener.accept() else { continue };
             let from = from.ip().to_canonical();
-            if self.open.load(Ordering::Relaxed) >= MAX_CONNECTIONS || self.is_turned_away(from) {
+            if self.is_turned_away(from) {
                 continue;
             }
-            self.open.fetch_add(1, Ordering::Relaxed);
+            let Some(place) = self.places.take(from) else { continue };
             let door = self.clone();
-            let serve = move || {
-                door.serve(stream, from);
-                door.open.fetch_sub(1, Ordering::Relaxed);
-            };
-            if std::thread::Builder::new().name("enrol".into()).spawn(serve).is_err() {
-                self.open.fetch_sub(1, Ordering::Relaxed);
-            }
+            let serve = move || door.serve(stream, from, place);
+            // Where no thread can be had, the closure goes, and its place with it.
+            let _ = std::thread::Builder::new().name("enrol".into()).spawn(serve);
         }
     }
 
-    fn serve(&self, stream: TcpStream, from: IpAddr) {
+    fn serve(&self, stream: TcpStream, from: IpAddr, place: Place) {
+        let until = Instant::now() + PATIENCE;
         let served = stream
             .set_nonblocking(false)
             .map_err(|error| ChannelError::Io { doing: "enrolment".into(), source: error })
             .and_then(|()| self.tls.accept(Socket::Tcp(stream), PATIENCE))
-            .and_then(|channel| self.talk(channel, from));
+            .and_then(|channel| self.talk(channel, from, place, until));
         if let Err(error) = served {
             self.daemon.noise.say("enrolment broken off", || format!("from {from}: {error}"));
         }
     }
 
-    fn talk(&self, channel: Channel, from: IpAddr) -> Result<(), ChannelError> {
-        let Channel { sender, mut receiver, peer, .. } = channel;
+    /// `until`: when the guest must have said everything.
+    fn talk(
+        &self,
+        channel: Channel,
+        from: IpAddr,
+        mut place: Place,
+        until: Instant,
+    ) -> Result<(), ChannelError> {
+        let Channel { sender, mut receiver, closer, peer, .. } = channel;
         sender.set_timeout(Some(PATIENCE))?;
         receiver.set_timeout(Some(PATIENCE))?;
+        place.close_at(until, &closer);
         let mut frame = Frame::new();
         let mut hear = || -> Result<Option<FromGuest>, ChannelError> {
             let there = receiver.recv(&mut frame)?;
@@ -122,6 +129,8 @@ impl Door {
         let nonce = random()?;
         send(&sender, &ToGuest::Challenge { nonce }, &[])?;
         let Some(FromGuest::Prove { proof }) = hear()? else { return Ok(()) };
+        // From here on it waits for us, and then has as long again to take the answer.
+        place.close_at(Instant::now() + ISSUE + PATIENCE, &closer);
         match self.enrol(incident, &application, peer, &nonce, &proof, from) {
             Ok(Some(chain)) => send(&sender, &ToGuest::Issued, &chain),
             Ok(None) => send(&sender, &ToGuest::Later { wait_ms: 1000 }, &[]),
