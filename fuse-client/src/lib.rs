@@ -8,6 +8,7 @@
 //! [`kernel`] how the kernel is told when it may not; [`mount`] attaches and detaches.
 
 pub mod attr;
+mod behind;
 pub mod cli;
 pub mod contract;
 pub mod errno;

@@ -86,6 +86,7 @@ impl Visitor {
             mount: "/Mail".parse().unwrap(),
             rights: Rights::READ_WRITE,
             ownership: Ownership::Single,
+            max_file_bytes: None,
             root: None,
         }];
         self.answer(&Answer::Welcome(welcome), &codec::encode_list(&grants).unwrap());

@@ -383,7 +383,7 @@ impl EngineSession {
         let deal = Deal::new(&self.lessee, Mode::Silent);
         let gate = Gate { engine: &self.engine, session: self, admission, inline: false, deal: &deal };
         let info = |(number, grant): (usize, &GrantState)| {
-            let EffectiveGrant { mount, rights, ownership, .. } = &grant.terms;
+            let EffectiveGrant { mount, rights, ownership, max_file_bytes, .. } = &grant.terms;
             // Contracts have at most a few hundred grants.
             let permit = gate.grant(number as u16);
             let root = permit.and_then(|permit| store::resolve::resolve(&permit, 0, b""));
@@ -391,7 +391,13 @@ impl EngineSession {
                 Ok(Outcome::Entry(entry)) => Some(entry.attr),
                 _ => None,
             };
-            GrantInfo { mount: mount.clone(), rights: *rights, ownership: *ownership, root }
+            GrantInfo {
+                mount: mount.clone(),
+                rights: *rights,
+                ownership: *ownership,
+                max_file_bytes: *max_file_bytes,
+                root,
+            }
         };
         self.grants.iter().enumerate().map(info).collect()
     }

@@ -83,6 +83,8 @@ pub struct GrantInfo {
     pub rights: Rights,
     /// Whose the files are.
     pub ownership: Ownership,
+    /// The longest that a file may become, in bytes; for early answers, as the rights are.
+    pub max_file_bytes: Option<u64>,
     /// Attributes of the subtree's root; `None` if it does not exist at present, or may not be seen.
     pub root: Option<Attr>,
 }

@@ -203,7 +203,12 @@ impl Fs {
         };
         let call =
             Call { op, data: Payload::default(), pid: caller.pid, done: Box::new(answered), keep: None };
-        self.carrier.submit(call);
+        if !S::PLUS {
+            return self.carrier.submit(call);
+        }
+        // The attributes in it must not be from before what was answered already.
+        let carrier = self.carrier.clone();
+        self.state.behind.wait_for_all(Box::new(move || carrier.submit(call)));
     }
 
     /// A page of a directory tells of names, of nodes, and at the end that there are no others.

@@ -88,7 +88,10 @@ impl Fs {
                 drop(table);
                 Ok(fs.opened(node, flags, answer.epoch, *handle))
             };
-            return self.change(caller, (op, Payload::default()), &[node], read, done);
+            return self.settled(caller, node, move |fs, ready| match ready {
+                Ok(()) => fs.change(caller, (op, Payload::default()), &[node], read, done),
+                Err(errno) => done(Err(errno)),
+            });
         }
         if !flags.write && self.may(node, Right::Read) {
             let _gate = self.state.leases.gate();
@@ -174,6 +177,20 @@ impl Fs {
         let length = length.min(MAX_DATA as u32);
         let open = self.state.handles.lock().get(file);
         let Some(open) = open else { return done(Err(Errno::EBADF)) };
+        self.settled(caller, open.node, move |fs, ready| match ready {
+            Ok(()) => fs.read_settled(caller, (file, open), offset, length, done),
+            Err(errno) => done(Err(errno)),
+        });
+    }
+
+    fn read_settled(
+        &self,
+        caller: Caller,
+        (file, open): (u64, Arc<OpenFile>),
+        offset: u64,
+        length: u32,
+        done: impl FnOnce(Result<&[u8], Errno>) + Send + 'static,
+    ) {
         if open.at_gateway() {
             let op = Op::Read { handle: Handle(file), offset, length };
             return self.ask_data(caller, op, Payload::default(), done);
@@ -275,8 +292,20 @@ impl Fs {
     ) {
         // The kernel sends no more than was agreed upon; should it, the rest is written after a short count.
         let data = data.get(..MAX_DATA).unwrap_or(data);
+        let open = self.state.handles.lock().get(file);
+        let Some(open) = open else { return done(Err(Errno::EBADF)) };
+        if let Some(errno) = open.take_failure() {
+            return done(Err(errno));
+        }
+        let payload = Payload::copy(data);
+        if let Some(underway) = self.begin_behind(&open, offset, data.len()) {
+            return self.write_behind((file, open), offset, payload, underway, done);
+        }
         let op = Op::Write { handle: Handle(file), offset };
-        self.change_file(caller, file, (op, Payload::copy(data)), written, done);
+        self.settled(caller, open.node, move |fs, ready| match ready {
+            Ok(()) => fs.change_file(caller, file, (op, payload), written, done),
+            Err(errno) => done(Err(errno)),
+        });
     }
 
     /// A descriptor is closed.
@@ -289,7 +318,22 @@ impl Fs {
     ) {
         let open = self.state.handles.lock().get(file);
         let Some(open) = open else { return done(Err(Errno::EBADF)) };
-        // Writes are answered when the gateway has them, so there is nothing to tell but locks to release.
+        self.settled(caller, open.node, move |fs, ready| {
+            match ready.and(open.take_failure().map_or(Ok(()), Err)) {
+                Ok(()) => fs.flush_settled(caller, (file, open), lock_owner, done),
+                Err(errno) => done(Err(errno)),
+            }
+        });
+    }
+
+    fn flush_settled(
+        &self,
+        caller: Caller,
+        (file, open): (u64, Arc<OpenFile>),
+        lock_owner: u64,
+        done: impl FnOnce(Result<(), Errno>) + Send + 'static,
+    ) {
+        // The gateway has all that was written, so there is nothing to tell but locks to release.
         if !self.state.locks.lock().may_have(open.node, lock_owner) {
             let dead = open.wire.lock().dead;
             return done(self.unbarred().and(dead.map_or(Ok(()), Err)));
@@ -327,7 +371,9 @@ impl Fs {
                 }
             });
         }
-        self.release_at_gateway(caller, file, lock_owner, done);
+        // What the kernel wrote back last may be under way; nobody is left who could be interrupted.
+        let nobody = Caller { pid: 0, ..caller };
+        self.settled(nobody, open.node, move |fs, _| fs.release_at_gateway(caller, file, lock_owner, done));
     }
 
     fn release_at_gateway(
@@ -363,6 +409,10 @@ impl Fs {
         done: impl FnOnce(Result<(), Errno>) + Send + 'static,
     ) {
         self.at_gateway(caller, file, done, move |fs, done| {
+            let failure = fs.state.handles.lock().get(file).and_then(|open| open.take_failure());
+            if let Some(errno) = failure {
+                return done(Err(errno));
+            }
             let op = Op::Fsync { handle: Handle(file), data_only };
             fs.ask_done(caller, op, Payload::default(), done);
         });
@@ -380,7 +430,12 @@ impl Fs {
         let (offset, length) = range;
         // The bits as they are.
         let op = Op::Fallocate { handle: Handle(file), mode: mode as u32, offset, length };
-        self.change_file(caller, file, (op, Payload::default()), super::nothing, done);
+        let open = self.state.handles.lock().get(file);
+        let Some(open) = open else { return done(Err(Errno::EBADF)) };
+        self.settled(caller, open.node, move |fs, ready| match ready {
+            Ok(()) => fs.change_file(caller, file, (op, Payload::default()), super::nothing, done),
+            Err(errno) => done(Err(errno)),
+        });
     }
 
     /// The next data or hole.
@@ -419,8 +474,13 @@ impl Fs {
             to_offset: to.1,
             length: length.min(MAX_COPY),
         };
+        let target = self.state.handles.lock().get(to.0);
+        let Some(target) = target else { return done(Err(Errno::EBADF)) };
         self.at_gateway(caller, from.0, done, move |fs, done| {
-            fs.change_file(caller, to.0, (op, Payload::default()), written, done);
+            fs.settled(caller, target.node, move |fs, ready| match ready {
+                Ok(()) => fs.change_file(caller, to.0, (op, Payload::default()), written, done),
+                Err(errno) => done(Err(errno)),
+            });
         });
     }
 

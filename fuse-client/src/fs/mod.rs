@@ -5,6 +5,7 @@
 //! grants are different file systems) only saves the way there.
 
 mod ahead;
+mod behind;
 mod directory;
 mod file;
 mod locks;
@@ -142,7 +143,7 @@ impl Fs {
         self.carrier.barred().map_or(Ok(()), |ended| Err(errno(ended)))
     }
 
-    /// Does `then` once an open file is open at the gateway as well.
+    /// Does `then` once an open file is open at the gateway as well, and the gateway has all that was written to it.
     fn at_gateway<T: Send + 'static>(
         &self,
         caller: Caller,
@@ -152,11 +153,24 @@ impl Fs {
     ) {
         let open = self.state.handles.lock().get(file);
         let Some(open) = open else { return done(Err(Errno::EBADF)) };
+        self.settled(caller, open.node, move |fs, ready| match ready {
+            Ok(()) => fs.at_gateway_settled(caller, &open, done, then),
+            Err(errno) => done(Err(errno)),
+        });
+    }
+
+    fn at_gateway_settled<T: Send + 'static>(
+        &self,
+        caller: Caller,
+        open: &Arc<OpenFile>,
+        done: impl FnOnce(Result<T, Errno>) + Send + 'static,
+        then: impl FnOnce(Fs, Box<dyn FnOnce(Result<T, Errno>) + Send>) + Send + 'static,
+    ) {
         if open.at_gateway() {
             return then(self.clone(), Box::new(done));
         }
         let fs = self.clone();
-        opening::ensure(&self.submitter(), &open, caller.pid, move |result| match result {
+        opening::ensure(&self.submitter(), open, caller.pid, move |result| match result {
             Ok(()) => then(fs, Box::new(done)),
             Err(errno) => done(Err(errno)),
         });
@@ -390,10 +404,19 @@ impl Fs {
                         Found::Unknown => self.asked(),
                     }
                 };
-                let fs = self.clone();
+                let (fs, behind) = (self.clone(), self.state.behind.any());
                 let op = Op::Lookup { parent, name: name.clone() };
                 let read = move |answer: Answer<'_>| fs.looked_up(parent, &name, known, &answer);
-                self.ask(caller, op, Payload::default(), read, done);
+                if behind {
+                    let fs = self.clone();
+                    let read = move |answer: Answer<'_>| read(answer).map(|told| (told, known));
+                    self.ask(caller, op, Payload::default(), read, move |found| match found {
+                        Ok((told, asked)) => fs.after_what_is_behind(caller, told, asked, done),
+                        Err(errno) => done(Err(errno)),
+                    });
+                } else {
+                    self.ask(caller, op, Payload::default(), read, done);
+                }
                 self.missed(parent);
             }
             Place::Skeleton(directory) => {
@@ -440,6 +463,37 @@ impl Fs {
             table.learn_name(&heard, parent, name, Some(node));
         }
         self.found(parent, name, node, &found.attr)
+    }
+
+    /// A name was looked up while writes were under way that had been answered: if they were of this file, its attributes may be
+    /// from before them, and are asked for once more.
+    fn after_what_is_behind(
+        &self,
+        caller: Caller,
+        told: Told,
+        asked: Asked,
+        done: impl FnOnce(Result<Told, Errno>) + Send + 'static,
+    ) {
+        let number = told.attr.ino.0;
+        let Place::Granted(node) = self.place(number) else { return done(Ok(told)) };
+        let file = told.attr.kind == FileType::RegularFile;
+        if !file || !self.state.leases.table().is_doubtful(node, asked) {
+            return done(Ok(told));
+        }
+        let fs = self.clone();
+        self.getattr(caller, number, None, move |attrs| match attrs {
+            // What is kept is said with the attributes, or not at all.
+            Ok(attrs) => done(Ok(Told {
+                attr: attrs.attr,
+                attr_ttl: Duration::ZERO,
+                entry_ttl: Duration::ZERO,
+                ..told
+            })),
+            Err(errno) => {
+                fs.forget(number, 1);
+                done(Err(errno));
+            }
+        });
     }
 
     /// Finds the root of a grant, whatever its inode number is by now.
@@ -490,7 +544,14 @@ impl Fs {
         if known.is_some() {
             return self.tell_attr(caller, node, file, done);
         }
-        self.ask_attr(caller, node, file, done);
+        // Its size and times are known when all that was written to it is with the gateway.
+        self.settled(caller, node, move |fs, ready| match ready {
+            Ok(()) if fs.state.leases.table().attr(node, Instant::now()).is_some() => {
+                fs.tell_attr(caller, node, file, done);
+            }
+            Ok(()) => fs.ask_attr(caller, node, file, done),
+            Err(errno) => done(Err(errno)),
+        });
     }
 
     fn ask_attr(
@@ -646,7 +707,10 @@ impl Fs {
             Ok(Attrs { attr: fs.shown_attr(node, &attr)?, ttl: Duration::ZERO })
         };
         let op = Op::Setattr { node, handle, set, by: caller.credentials() };
-        self.change(caller, (op, Payload::default()), &[node], read, done);
+        self.settled(caller, node, move |fs, ready| match ready {
+            Ok(()) => fs.change(caller, (op, Payload::default()), &[node], read, done),
+            Err(errno) => done(Err(errno)),
+        });
     }
 
     /// The target of a symlink.

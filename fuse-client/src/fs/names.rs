@@ -145,8 +145,14 @@ impl Fs {
             (Ok(node), Ok(_)) => node,
             (Err(errno), _) | (_, Err(errno)) => return done(Err(errno)),
         };
-        let op = |parent, name| Op::Link { node, parent, name };
-        self.make(caller, (parent, name), Payload::default(), op, done);
+        let name = name.to_vec();
+        self.settled(caller, node, move |fs, ready| match ready {
+            Ok(()) => {
+                let op = |parent, name| Op::Link { node, parent, name };
+                fs.make(caller, (parent, &name), Payload::default(), op, done);
+            }
+            Err(errno) => done(Err(errno)),
+        });
     }
 
     /// Removes a name of anything but a directory.

@@ -1,6 +1,8 @@
 //! The file system over a carrier that answers from a script: no kernel, no mount, no gateway.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
+mod behind;
+
 use std::collections::VecDeque;
 use std::sync::mpsc;
 
@@ -31,6 +33,8 @@ struct Scripted {
     note: Mutex<Note>,
     /// What was asked ahead, and is not answered yet.
     ahead: Mutex<VecDeque<Call>>,
+    /// Requests that are not answered yet, while that is wanted.
+    parked: Mutex<Option<VecDeque<Call>>>,
 }
 
 impl Carrier for Scripted {
@@ -38,17 +42,30 @@ impl Carrier for Scripted {
         if matches!(call.op, Op::List { .. } | Op::ReadFiles { .. }) {
             return self.ahead.lock().push_back(call);
         }
-        self.asked.lock().push((call.op, call.data.bytes().to_vec()));
+        self.asked.lock().push((call.op.clone(), call.data.bytes().to_vec()));
+        if let Some(parked) = &mut *self.parked.lock() {
+            return parked.push_back(call);
+        }
         let answer = self.answers.lock().pop_front().expect("asked more than the script answers");
+        self.give(call, answer);
+    }
+
+    fn is_up(&self) -> bool {
+        true
+    }
+
+    fn barred(&self) -> Option<Ended> {
+        *self.barred.lock()
+    }
+}
+
+impl Scripted {
+    fn give(&self, call: Call, answer: Script) {
         let note = *self.note.lock();
         match answer {
             Ok((outcome, data)) => (call.done)(Ok(Answer { outcome, data: &data, epoch: 1, note, life: 1 })),
             Err(ended) => (call.done)(Err(ended)),
         }
-    }
-
-    fn barred(&self) -> Option<Ended> {
-        *self.barred.lock()
     }
 }
 
@@ -60,7 +77,8 @@ struct Bench {
 
 fn grant(mount: &str, ownership: Ownership) -> GrantInfo {
     let root = Some(attr(100, libc::S_IFDIR | 0o755));
-    GrantInfo { mount: mount.parse().unwrap(), rights: Rights::READ_WRITE, ownership, root }
+    let rights = Rights::READ_WRITE;
+    GrantInfo { mount: mount.parse().unwrap(), rights, ownership, max_file_bytes: None, root }
 }
 
 impl Bench {

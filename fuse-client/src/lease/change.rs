@@ -19,8 +19,12 @@ pub struct Underway {
 impl Underway {
     /// A change of these nodes begins.
     pub fn begin(state: &Arc<State>, nodes: &[Node]) -> Arc<Underway> {
-        let change = Mutex::new(Some(state.leases.begin(nodes)));
-        Arc::new(Underway { state: state.clone(), change })
+        Underway::of(state, state.leases.begin(nodes))
+    }
+
+    /// A change that has begun.
+    pub fn of(state: &Arc<State>, change: OwnChange) -> Arc<Underway> {
+        Arc::new(Underway { state: state.clone(), change: Mutex::new(Some(change)) })
     }
 
     /// The change, for its end to be told to the table; once.

@@ -433,6 +433,18 @@ impl Table {
         Some((node, self.attr(node, now)?))
     }
 
+    /// Whether nobody else holds anything of a node, so that writes may be answered early.
+    pub fn is_exclusive(&self, node: Node) -> bool {
+        self.nodes.get(&node).is_some_and(|held| held.lease == Lease::Exclusive)
+    }
+
+    /// Whether a change of this guest was under way at any time since a request, so that its answer may be from before it.
+    pub fn is_doubtful(&self, node: Node, asked: Asked) -> bool {
+        let changed = |held: &Held| held.changing > 0 || held.changed > asked.seq;
+        let unknown = self.changed_floor > asked.seq;
+        self.attrs_since > asked.seq || self.nodes.get(&node).map_or(unknown, changed)
+    }
+
     /// A change of these nodes by this guest begins: from here to its end nothing is learnt of them.
     pub fn begin(&mut self, nodes: &[Node], now: Instant) -> OwnChange {
         let mut concerned: Vec<Node> = nodes.to_vec();
@@ -445,6 +457,13 @@ impl Table {
         // What is learnt from here on is told apart from what was known before.
         self.seq += 1;
         OwnChange { asked, nodes: concerned, life: self.life }
+    }
+
+    /// The same for a write that is answered before the gateway has it: what is known of the node is not true any more.
+    pub fn begin_early(&mut self, node: Node, now: Instant) -> OwnChange {
+        let change = self.begin(&[node], now);
+        self.held(node).attr = None;
+        change
     }
 
     /// A change ends, well or not. Attributes of what it concerned are unknown. Returns, for answers that tell the new state,

@@ -13,6 +13,8 @@ pub struct Grant {
     pub ownership: Ownership,
     /// What may be done, for information.
     pub rights: Rights,
+    /// The longest that a file may become, in bytes.
+    pub max_file_bytes: Option<u64>,
     /// The root as it was told at the welcome.
     pub root: Option<Attr>,
     /// The number on the wire; `None` if the contract in force does not have it.
@@ -40,6 +42,7 @@ impl Grants {
                 mount: info.mount,
                 ownership: info.ownership,
                 rights: info.rights,
+                max_file_bytes: info.max_file_bytes,
                 root: info.root,
                 wire: Some(wire),
             };
@@ -92,6 +95,7 @@ mod tests {
             mount: mount.parse().unwrap(),
             rights: Rights::READ_ONLY,
             ownership: Ownership::Single,
+            max_file_bytes: None,
             root: None,
         }
     }

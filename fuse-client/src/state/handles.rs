@@ -35,6 +35,7 @@ pub struct OpenFile {
     pub wire: Mutex<Wire>,
     /// Entries that came with the last page of the directory and have not been asked for yet.
     pub listing: Mutex<Listing>,
+    failure: Mutex<Option<Errno>>,
     closing: Mutex<bool>,
     stage: Mutex<Stage>,
 }
@@ -113,6 +114,7 @@ impl OpenFile {
             created,
             wire: Mutex::new(Wire { epoch, handle, dead: None }),
             listing: Mutex::default(),
+            failure: Mutex::default(),
             closing: Mutex::new(false),
             stage: Mutex::new(Stage::Open),
         }
@@ -180,6 +182,11 @@ impl OpenFile {
         }
     }
 
+    /// Why something that was answered early could not be written, once.
+    pub fn take_failure(&self) -> Option<Errno> {
+        self.failure.lock().take()
+    }
+
     /// Whether its release is under way.
     pub fn closing(&self) -> bool {
         *self.closing.lock()
@@ -238,6 +245,12 @@ impl Handles {
         list.iter().copied().find(|number| {
             self.open.get(number).is_some_and(|file| file.wire.lock().dead.is_none() && suits(file))
         })
+    }
+
+    /// What was written to a node and answered early could not be written: all that have it open to write are told, once each.
+    pub fn failed(&self, node: Node, errno: Errno) {
+        let open = self.by_node.get(&node).into_iter().flatten().filter_map(|number| self.open.get(number));
+        open.filter(|file| file.flags.write).for_each(|file| *file.failure.lock() = Some(errno));
     }
 
     /// Whether a node is open.

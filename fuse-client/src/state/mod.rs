@@ -2,7 +2,8 @@
 //! restarted or a new contract came. In the client's own terms: node and handle numbers here mean nothing on the wire until
 //! [`Grants::to_wire`] and [`OpenFile`] have translated them.
 //!
-//! Lock order: each table has its own lock, and none is held while another is taken.
+//! Lock order: each table has its own lock, and none is held while another is taken; but that of [`Behind`] is taken under that of
+//! the leases.
 
 mod ahead;
 mod grants;
@@ -18,6 +19,7 @@ use parking_lot::{Mutex, RwLock};
 use strongroom_protocol::attr::Node;
 use strongroom_protocol::hello::GrantInfo;
 
+use crate::behind::Behind;
 use crate::kernel::{Kernel, Latch};
 use crate::lease::{Drop, Leases};
 use crate::tree::Tree;
@@ -48,6 +50,8 @@ pub struct State {
     pub ahead: Mutex<Ahead>,
     /// Small files that are read before anybody does.
     pub reading: Mutex<Reading>,
+    /// Writes that were answered before the gateway has them.
+    pub behind: Behind,
 }
 
 impl State {
@@ -55,6 +59,7 @@ impl State {
     pub fn welcome(&self, list: Vec<GrantInfo>) {
         let mut grants = self.grants.write();
         grants.replace(list);
+        self.behind.forget_room();
         self.tree.write().replace(grants.active().map(|(number, grant)| (number, &grant.mount)));
     }
 

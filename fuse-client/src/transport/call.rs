@@ -46,6 +46,9 @@ pub trait Carrier: Send + Sync + 'static {
     /// Sends a request now or as soon as possible, and returns at once; `done` is called exactly once.
     fn submit(&self, call: Call);
 
+    /// Whether requests are carried at once.
+    fn is_up(&self) -> bool;
+
     /// Why no request would be carried at present, if so.
     fn barred(&self) -> Option<Ended>;
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use strongroom_channel::Channel;
+use strongroom_channel::{Channel, Sender};
 use strongroom_protocol::attr::LockKind;
 use strongroom_protocol::codec;
 use strongroom_protocol::hello::{GrantInfo, Refused, RefusedCode, SessionId, Welcome};
@@ -418,9 +418,13 @@ impl Keeper {
     fn install(&self, channel: Channel) -> Result<u64, OpenError> {
         // A gateway that takes nothing any more is as good as gone.
         channel.sender.set_timeout(Some(SEND_MAX)).map_err(KnockError::from)?;
-        if take_leases(&channel).is_err() {
+        // What was answered early is with the gateway before the leases end under which it was.
+        let alone = self.shared.core.lock().live_links() == 0;
+        let late = alone && self.shared.state.behind.any();
+        if !late && take_leases(&channel.sender).is_err() {
             channel.closer.close();
         }
+        let sender = channel.sender.clone();
         let (serial, epoch, life) = {
             let mut core = self.shared.core.lock();
             let serial = core.new_serial();
@@ -452,6 +456,13 @@ impl Keeper {
             channel.closer.close();
             self.shared.link_down(serial);
             return Err(error.into());
+        }
+        if late {
+            let recalls = self.shared.recalls.clone();
+            self.shared.state.behind.wait_for_all(Box::new(move || {
+                // Readers never send. The thread is gone only when the mount ends.
+                let _ = recalls.send(super::recall::Task::TakeLeases { sender });
+            }));
         }
         Ok(serial)
     }
@@ -550,11 +561,11 @@ impl Keeper {
 }
 
 /// Asks for leases, which must be done on each connection.
-fn take_leases(channel: &Channel) -> Result<(), KnockError> {
+pub(super) fn take_leases(sender: &Sender) -> Result<(), KnockError> {
     let request = Request { id: TAKING, slot: Default::default(), op: Op::TakeLeases };
     let mut header = vec![];
     codec::encode_header(&request, &mut header).map_err(|error| KnockError::Answer(error.to_string()))?;
-    Ok(channel.sender.send(&header, &[])?)
+    Ok(sender.send(&header, &[])?)
 }
 
 fn note(shared: &Shared, text: &str) {

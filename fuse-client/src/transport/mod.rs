@@ -63,6 +63,9 @@ pub struct Settings {
 /// The id of the request for leases on each connection; those of others are counted from 1.
 const TAKING: u64 = u64::MAX - 1;
 
+/// How long the end of the mount waits for writes under way.
+const LAST_WRITES: Duration = Duration::from_secs(5);
+
 /// A connection as its reader knows it.
 #[derive(Clone, Copy)]
 struct Source {
@@ -105,6 +108,10 @@ pub struct Transport {
 impl Carrier for Transport {
     fn submit(&self, call: Call) {
         self.shared.submit(Pending::new(call));
+    }
+
+    fn is_up(&self) -> bool {
+        self.shared.core.lock().phase == Phase::Up
     }
 
     fn barred(&self) -> Option<Ended> {
@@ -461,7 +468,22 @@ impl Shared {
         self.look();
     }
 
+    /// What the application was told is written arrives, if the gateway is there.
+    fn let_writes_arrive(&self) {
+        if self.core.lock().phase != Phase::Up {
+            return;
+        }
+        let (done, ended) = mpsc::channel();
+        self.state.behind.wait_for_all(Box::new(move || {
+            // Gone if the wait was given up.
+            let _ = done.send(());
+        }));
+        // Given up: then the mount ends without them, as it would without the gateway.
+        let _ = ended.recv_timeout(LAST_WRITES);
+    }
+
     fn close(&self) {
+        self.let_writes_arrive();
         let (ended, links) = {
             let mut core = self.core.lock();
             if core.phase == Phase::Closed {

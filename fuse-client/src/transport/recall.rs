@@ -5,14 +5,17 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use strongroom_channel::Sender;
 use strongroom_protocol::attr::Node;
 use strongroom_protocol::lease::Recalled;
 use strongroom_protocol::op::Op;
 
 use super::Shared;
+use super::keeper::take_leases;
 use super::pending::Pending;
 use crate::lease::Drop;
 use crate::opening;
+use crate::state::State;
 
 /// What the recall thread is to do.
 pub(super) enum Task {
@@ -24,6 +27,8 @@ pub(super) enum Task {
     Acknowledge { id: u64 },
     /// What the kernel has is not under a lease any more.
     TakeBack(Drop),
+    /// What was answered early before a connection was lost is with the gateway: there may be leases again.
+    TakeLeases { sender: Sender },
     /// The mount ends.
     End,
 }
@@ -38,6 +43,8 @@ pub(super) fn run(shared: &Arc<Shared>, tasks: &mpsc::Receiver<Task>) {
             Ok(Task::Lost { life, id, stamp }) => shared.leases_lost(life, id, stamp),
             Ok(Task::Acknowledge { id }) => shared.send_unanswered(Op::Recalled { id }, vec![]),
             Ok(Task::TakeBack(drop)) => shared.state.take_back(&drop),
+            // A failure shows on the connection's reader as well.
+            Ok(Task::TakeLeases { sender }) => drop(take_leases(&sender)),
             Ok(Task::End) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
             Err(mpsc::RecvTimeoutError::Timeout) => shared.sweep(),
         }
@@ -92,15 +99,19 @@ impl Shared {
             let handles = self.state.handles.lock();
             drop.open.into_iter().filter(|node| handles.lazy_of(*node)).collect()
         };
-        if lazy.is_empty() {
+        let written: Vec<Node> =
+            drop.write.into_iter().filter(|node| self.state.behind.busy(*node)).collect();
+        if lazy.is_empty() && written.is_empty() {
             return self.send_unanswered(Op::Recalled { id }, vec![]);
         }
         let shared = self.clone();
         let asker = self.clone();
         let submit: opening::Submit = Arc::new(move |call| asker.submit(Pending::new(call)));
         opening::ensure_all(&submit, &self.state, &|node| lazy.contains(&node), move || {
-            // Readers never send. The thread is gone only when the mount ends.
-            let _ = shared.recalls.send(Task::Acknowledge { id });
+            when_written(&shared.state.clone(), written, move || {
+                // Readers never send. The thread is gone only when the mount ends.
+                let _ = shared.recalls.send(Task::Acknowledge { id });
+            });
         });
     }
 
@@ -110,4 +121,12 @@ impl Shared {
             self.state.take_back(&drop);
         }
     }
+}
+
+/// Does `act` once the gateway has all that was written to these files and answered early. Their leases are exclusive no more,
+/// so that it does not become more.
+fn when_written(state: &Arc<State>, mut nodes: Vec<Node>, act: impl FnOnce() + Send + 'static) {
+    let Some(node) = nodes.pop() else { return act() };
+    let next = state.clone();
+    state.behind.wait(node, 0, Box::new(move |_| when_written(&next, nodes, act)));
 }

@@ -32,6 +32,8 @@ pub(super) fn watch(shared: &Arc<Shared>) {
             return;
         }
         busy = shared.look_after_waiting(Instant::now());
+        let killed = |pid| Masks::of(pid).is_some_and(|masks| masks.killed());
+        shared.state.behind.interrupt(killed);
         shared.tell_forgotten();
         shared.look_after_links(Instant::now());
         shared.look_at_file(Instant::now(), &mut looked);

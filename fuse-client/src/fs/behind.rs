@@ -1,0 +1,128 @@
+//! Writes answered before the gateway has them ([`crate::behind`]), and what has to wait for them.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use fuser::Errno;
+use strongroom_contracts::Right;
+use strongroom_protocol::attr::{Handle, Node};
+use strongroom_protocol::op::Op;
+use strongroom_protocol::reply::Outcome;
+
+use super::{Caller, Fs};
+use crate::errno::{Ended, errno};
+use crate::lease::Underway;
+use crate::state::OpenFile;
+use crate::transport::{Answer, Call, Payload};
+
+/// Nobody waits for it.
+const NOBODY: Caller = Caller { uid: 0, gid: 0, pid: 0 };
+
+impl Fs {
+    /// Does `then` once nothing that was answered early is under way of a file; with an error if the caller may wait no longer.
+    pub(super) fn settled(
+        &self,
+        caller: Caller,
+        node: Node,
+        then: impl FnOnce(&Fs, Result<(), Errno>) + Send + 'static,
+    ) {
+        if !self.state.behind.busy(node) {
+            return then(self, Ok(()));
+        }
+        let fs = self.clone();
+        self.state.behind.wait(node, caller.pid, Box::new(move |result| then(&fs, result)));
+    }
+
+    /// Begins a write that may be answered early; `None` if it must not be.
+    pub(super) fn begin_behind(&self, open: &OpenFile, offset: u64, length: usize) -> Option<Arc<Underway>> {
+        let end = offset.checked_add(length as u64)?;
+        let plain = open.flags.write && !open.flags.append && !open.flags.sync && length > 0;
+        if !plain || !open.at_gateway() || open.wire.lock().dead.is_some() || !self.carrier.is_up() {
+            return None;
+        }
+        let node = open.node;
+        let allowed = self.state.grants.read().get(node.grant).is_some_and(|grant| {
+            grant.rights.has(Right::Write) && grant.max_file_bytes.is_none_or(|most| end <= most)
+        });
+        if !allowed || !self.state.leases.table().is_exclusive(node) {
+            return None;
+        }
+        let spent = self.state.behind.spend(node.grant, length as u64, Instant::now());
+        if spent.ask {
+            self.ask_room(node);
+        }
+        if !spent.may {
+            return None;
+        }
+        // A recall first takes the lease from the table, then looks for what is under way. Nothing is learnt of the file from here
+        // on until the write has ended.
+        let mut table = self.state.leases.table();
+        if !table.is_exclusive(node) || !self.state.behind.begin(node, &(offset..end)) {
+            return None;
+        }
+        let change = table.begin_early(node, Instant::now());
+        drop(table);
+        Some(Underway::of(&self.state, change))
+    }
+
+    /// Writes, and answers as soon as the bounds allow.
+    pub(super) fn write_behind(
+        &self,
+        (file, open): (u64, Arc<OpenFile>),
+        offset: u64,
+        data: Payload,
+        underway: Arc<Underway>,
+        done: impl FnOnce(Result<u32, Errno>) + Send + 'static,
+    ) {
+        let length = data.bytes().len();
+        // No more than a frame holds.
+        self.state.behind.answer(Box::new(move || done(Ok(length as u32))));
+        self.send_behind((file, open), offset, data, underway);
+    }
+
+    fn send_behind(
+        &self,
+        (file, open): (u64, Arc<OpenFile>),
+        offset: u64,
+        data: Payload,
+        underway: Arc<Underway>,
+    ) {
+        let (fs, keep) = (self.clone(), Some(underway.clone()));
+        let (node, length) = (open.node, data.bytes().len());
+        let answered = move |result: Result<Answer<'_>, Ended>| {
+            {
+                let _gate = fs.state.leases.gate();
+                let change = match result {
+                    Err(Ended::Interrupted | Ended::Deadline) => None,
+                    _ => underway.take(),
+                };
+                if let Some(change) = change {
+                    fs.ended_plainly(&change, result.as_ref().ok(), node);
+                }
+            }
+            let failed = match result.map(|answer| answer.outcome) {
+                Ok(Outcome::Written { count, .. }) if count == length as u64 => None,
+                // It was told the whole; what is missing is for want of room.
+                Ok(Outcome::Written { .. }) => Some(Errno::ENOSPC),
+                Ok(_) => Some(errno(Ended::Protocol)),
+                Err(ended) => Some(errno(ended)),
+            };
+            if let Some(errno) = failed {
+                fs.state.handles.lock().failed(node, errno);
+            }
+            fs.state.behind.end(node, &(offset..offset + length as u64));
+        };
+        let op = Op::Write { handle: Handle(file), offset };
+        self.carrier.submit(Call { op, data, pid: NOBODY.pid, done: Box::new(answered), keep });
+    }
+
+    fn ask_room(&self, node: Node) {
+        let (asked, fs) = (Instant::now(), self.clone());
+        self.ask_statfs(NOBODY, node, move |statfs| {
+            if let Ok(statfs) = statfs {
+                let free = statfs.free.saturating_mul(u64::from(statfs.block_size));
+                fs.state.behind.learn_room(node.grant, free, asked);
+            }
+        });
+    }
+}
