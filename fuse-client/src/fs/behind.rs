@@ -109,11 +109,19 @@ impl Fs {
             };
             if let Some(errno) = failed {
                 fs.state.handles.lock().failed(node, errno);
+                fs.forget_unwritten(node);
             }
             fs.state.behind.end(node, &(offset..offset + length as u64));
         };
         let op = Op::Write { handle: Handle(file), offset };
         self.carrier.submit(Call { op, data, pid: NOBODY.pid, done: Box::new(answered), keep });
+    }
+
+    /// The kernel keeps what was to be written as the file's contents.
+    fn forget_unwritten(&self, node: Node) {
+        let Some(kernel) = self.state.leases.kernel().cloned() else { return };
+        let number = self.state.nodes.lock().number(node);
+        kernel.clone().aside(move || kernel.forget_pages(number));
     }
 
     fn ask_room(&self, node: Node) {
