@@ -19,6 +19,7 @@ OPS ?= 100000
 SUITES ?= pjdfstest erofs fsx fio dbench stress postgres git sqlite
 # What `make test` runs of them: minutes, not hours.
 TEST_SUITES ?= pjdfstest erofs fsx fio dbench postgres sqlite
+TEST_OPS ?= 30000
 PEERS ?= --peers
 SEEDS ?= 1
 SOAK_SEEDS ?= 1 2 3 4 5 6 7 8 9 10
@@ -62,7 +63,7 @@ test: need-test
 	@$(LINK)
 	$(CARGO) build --workspace --locked --bins
 	$(CARGO) test --workspace --locked
-	@if [ "$$(id -u)" = 0 ]; then $(MAKE) --no-print-directory run-conformance SUITES="$(TEST_SUITES)"; \
+	@if [ "$$(id -u)" = 0 ]; then $(MAKE) --no-print-directory run-conformance SUITES="$(TEST_SUITES)" OPS=$(TEST_OPS); \
 	else echo "make test: pjdfstest needs root and was left out; run it with: sudo make conformance"; fi
 
 bench: need-bench
