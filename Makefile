@@ -2,6 +2,7 @@
 #
 #   make lab          build target/release/lab and the programs that it runs
 #   make demo         the story, step by step: grant, work, attack, revoke, reissue
+#   make vm           the whole recovery with real guests, by QEMU (as root)
 #   make test         unit tests, tests in the lab, conformance suites
 #   make check        what to run before a commit: format, lints, unit and doc tests, docs, licences
 #   make bench        the mount beside sshfs, GlusterFS, CephFS, MooseFS and a local FUSE passthrough, as a table, JSON and a
@@ -29,6 +30,10 @@ BIN := $(TARGET)/release
 TOOLS := $(TARGET)/tools/bin
 BUILD := $(CARGO) build --release --locked -p strongroom-cli -p strongroom-gateway -p strongroom-fuse-client \
 	-p strongroom-recovery
+# For guests, which have no libraries of this machine.
+STATIC_TARGET := $(shell uname -m)-unknown-linux-gnu
+STATIC_FLAGS := CARGO_TARGET_$(shell echo $(STATIC_TARGET) | tr a-z- A-Z_)_RUSTFLAGS="-C target-feature=+crt-static"
+GUEST := STRONGROOM_GUEST_BIN="$(TARGET)/$(STATIC_TARGET)/release" STRONGROOM_GUEST_CACHE="$(TARGET)/guests"
 # rustc allows no dot in a program's name, and mount(8) wants one.
 LINK = ln -sfn mount-strongroom "$(BIN)/mount.strongroom"
 UNITS := $(wildcard dist/systemd/*)
@@ -38,7 +43,7 @@ export STRONGROOM_BIN_DIR := $(BIN)
 export STRONGROOM_BIN := $(BIN)
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: all lab build demo test bench scale conformance soak check install clean need-build need-lab need-test need-bench
+.PHONY: all lab build demo vm guests test bench scale conformance soak check install clean need-build need-lab need-test need-bench need-vm
 
 all: lab
 
@@ -48,6 +53,8 @@ need-lab:
 	@tools/setup.sh build lab
 need-test:
 	@tools/setup.sh build lab test
+need-vm:
+	@tools/setup.sh build vm
 need-bench:
 	@tools/setup.sh build lab bench $(if $(PEERS),peers)
 
@@ -57,6 +64,12 @@ lab build: need-lab
 
 demo: lab
 	@$(BIN)/demo
+
+guests: need-build
+	$(STATIC_FLAGS) $(BUILD) --target $(STATIC_TARGET)
+
+vm: need-vm guests
+	@$(GUEST) tests/guests/vm.sh
 
 test: need-test
 	$(BUILD) -p strongroom-tests --bins
@@ -93,6 +106,7 @@ soak: need-test
 	@$(MAKE) --no-print-directory run-conformance SEEDS="$(SOAK_SEEDS)" OPS=1000000 \
 	  CONFORMANCE_ARGS="--seconds 300 --rounds 500 --files 20000"
 	$(CARGO) test --locked -p strongroom-tests -- --include-ignored
+	@if reason=$$(tests/guests/vm.sh --can); then $(MAKE) --no-print-directory vm; else echo "make soak: make vm was left out: $$reason"; fi
 
 check: need-build
 	$(CARGO) fmt --check

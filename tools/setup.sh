@@ -1,7 +1,7 @@
 #!/bin/sh
 # Install what Strongroom's make targets need on Debian, or, without root, say exactly what to install.
 #
-#   tools/setup.sh [build] [lab] [test] [bench] [peers] [check]      default: all of them but peers
+#   tools/setup.sh [build] [lab] [test] [bench] [peers] [vm] [check]      default: all of them but peers, vm
 #
 # Does nothing, quickly, when everything is there. Debian packages need root; cargo tools go to target/tools.
 set -eu
@@ -11,7 +11,7 @@ PATH=$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin
 tools=$(pwd)/target/tools
 [ -z "${CARGO_TARGET_DIR:-}" ] || tools=$CARGO_TARGET_DIR/tools
 
-packages=""
+packages="" downgrade=""
 # need COMMAND PACKAGE: the package is wanted when the command is missing.
 need() {
   command -v "$1" >/dev/null 2>&1 || case " $packages " in *" $2 "*) ;; *) packages="$packages $2";; esac
@@ -20,6 +20,18 @@ crates=""
 # tool CRATE VERSION: a program from crates.io, built once.
 tool() {
   [ -x "$tools/bin/$1" ] && "$tools/bin/$1" --version 2>/dev/null | grep -qF "$2" || crates="$crates $1@$2"
+}
+
+real_guests() {
+  need qemu-system-x86_64 qemu-system-x86; need busybox busybox-static; need cpio cpio; need mke2fs e2fsprogs
+  need xz xz-utils; need lz4 lz4; need setsid util-linux; need depmod kmod
+  # A busybox with libraries is of no use in a guest.
+  if command -v busybox >/dev/null 2>&1 && ldd "$(command -v busybox)" >/dev/null 2>&1; then packages="$packages busybox-static"; fi
+  # One from elsewhere (backports) keeps this release's emulator out; the release's own goes with it.
+  if ! command -v qemu-system-x86_64 >/dev/null 2>&1 && command -v qemu-img >/dev/null 2>&1 && [ -r /etc/os-release ]; then
+    release=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+    [ -z "$release" ] || { packages="$packages qemu-utils/$release"; downgrade=--allow-downgrades; }
+  fi
 }
 
 for group; do
@@ -37,8 +49,10 @@ for group; do
     peers) need glusterd glusterfs-server; need glusterfs glusterfs-client; need openssl openssl
       need ceph-mon ceph-mon; need ceph-mgr ceph-mgr; need ceph-osd ceph-osd; need ceph-mds ceph-mds; need ceph ceph-common
       need ceph-fuse ceph-fuse; need mfsmaster moosefs-master; need mfschunkserver moosefs-chunkserver; need mfsmount moosefs-client;;
+    # Only on demand: an emulator. The guests' kernel is downloaded by the story itself and not installed.
+    vm) real_guests; need ip iproute2; need qemu-img qemu-utils; need debugfs e2fsprogs;;
     check) tool cargo-deny 0.20.2;;
-    *) echo "setup: there is no group \`$group\`: build, lab, test, bench, peers, check" >&2; exit 2;;
+    *) echo "setup: there is no group \`$group\`: build, lab, test, bench, peers, vm, check" >&2; exit 2;;
   esac
 done
 
@@ -58,8 +72,8 @@ if [ -n "$packages" ]; then
     echo "setup: installing$packages"
     export DEBIAN_FRONTEND=noninteractive
     # shellcheck disable=SC2086  # a list of words
-    apt-get install -y --no-install-recommends $packages >/dev/null 2>&1 ||
-      { apt-get update -q >/dev/null && apt-get install -y -q --no-install-recommends $packages; }
+    apt-get install -y --no-install-recommends $downgrade $packages >/dev/null 2>&1 ||
+      { apt-get update -q >/dev/null && apt-get install -y -q --no-install-recommends $downgrade $packages; }
   else
     echo "setup: these Debian packages are missing; as root, run:" >&2
     echo "  apt-get install --no-install-recommends$packages" >&2

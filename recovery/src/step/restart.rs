@@ -62,7 +62,7 @@ fn act(open: &Open, now: &Incident, n: usize, action: &Action) -> Result<(), Ste
     let took_ms = now_us().saturating_sub(begun) / 1000;
     let (said, line) = match &done {
         Ok(said) => (said.clone(), format!("{action}: {took_ms} ms")),
-        Err(error) => (error.why.clone(), format!("{action}: failed after {took_ms} ms: {}", error.why)),
+        Err(error) => (error.why.clone(), format!("failed after {took_ms} ms: {}", told(action, &error.why))),
     };
     let said = said.trim();
     if !said.is_empty() {
@@ -73,9 +73,17 @@ fn act(open: &Open, now: &Incident, n: usize, action: &Action) -> Result<(), Ste
     }
     open.put(Entry::Note { phase: Phase::Restart, text: line })?;
     done.map(drop).map_err(|error| {
-        let failure = Failure::other(format!("{action}: {}", error.why));
+        let failure = Failure::other(told(action, &error.why));
         if error.permanent { StepError::for_a_person(failure) } else { failure.into() }
     })
+}
+
+/// Why an action failed. A program's words name its command already, which may be long.
+fn told(action: &Action, why: &str) -> String {
+    match action {
+        Action::Run { .. } | Action::Await { .. } => why.to_owned(),
+        _ => format!("{action}: {why}"),
+    }
 }
 
 /// The file with the secret on its way; it is gone when the guest has been started.

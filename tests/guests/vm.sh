@@ -1,0 +1,194 @@
+#!/bin/bash
+# `make vm`: the whole recovery with real guests. QEMU runs a storage guest, the guest that is attacked, and one that must
+# not notice, on two bridges in a network namespace, which is the base domain: `contract` and `strongroom-recovery` run there,
+# and restart the guest by the driver `qemu`, from a new overlay on the clean image.
+#
+#   tests/guests/vm.sh [--can]      --can: only tell (by the exit status) whether guests can run here
+#
+# STRONGROOM_GUEST_BIN   where the statically linked programs are
+# STRONGROOM_VM_ACCEL    kvm or tcg; otherwise kvm where it works
+# STRONGROOM_VM_KEEP     a directory for the logs of guests and daemons, which otherwise go with the rest
+# STRONGROOM_GUEST_CACHE where the kernel is kept between runs
+#
+# Needs root, for the namespace and its interfaces. All that it makes is in one new directory and one new namespace, both
+# gone at the end, however it ends.
+set -euo pipefail
+GUESTS=$(cd "$(dirname "$0")" && pwd)
+STORY=vm
+. "$GUESTS/lib.sh"
+BIN=${STRONGROOM_GUEST_BIN:-$GUESTS/../../target/x86_64-unknown-linux-gnu/release}
+CACHE=${STRONGROOM_GUEST_CACHE:-$GUESTS/../../target/guests}
+QEMU=qemu-system-x86_64
+RELEASE_OF=linux-image-cloud-amd64
+
+why_not() {
+  [ "$(id -u)" = 0 ] || { echo "it needs root"; return; }
+  [ -c /dev/net/tun ] || { echo "there is no /dev/net/tun"; return; }
+  command -v $QEMU >/dev/null || { echo "$QEMU is missing (tools/setup.sh vm)"; return; }
+  local probe="strongroom-probe-$$"
+  if ip netns add $probe 2>/dev/null; then ip netns del $probe; else echo "no network namespace can be made"; fi
+}
+if [ "${1:-}" = --can ]; then
+  reason=$(why_not)
+  [ -z "$reason" ] || { echo "real guests cannot run here: $reason"; exit 1; }
+  exit 0
+fi
+[ $# = 0 ] || { sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "$0"; exit 2; }
+reason=$(why_not)
+[ -z "$reason" ] || die "real guests cannot run here: $reason"
+need $QEMU qemu-img busybox cpio mke2fs e2fsck debugfs ip xz lz4 apt-get dpkg setsid
+statically "$BIN"/{contract,strongroom-gateway,strongroom-recovery,mount-strongroom}
+BIN=$(cd "$BIN" && pwd)
+
+WORK=$(mktemp -d "${TMPDIR:-/tmp}/strongroom-vm.XXXXXX")
+NS=${WORK##*/}
+export TMPDIR=$WORK
+finish() {
+  local status=$? pid tries
+  trap '' INT TERM
+  trap - EXIT
+  if [ $status != 0 ] && [ $status != 130 ]; then
+    for log in "$WORK"/logs/*.log; do
+      [ ! -s "$log" ] || { echo "--- the end of ${log##*/}"; tail -n 15 "$log"; } >&2
+    done
+  fi
+  if [ -n "${STRONGROOM_VM_KEEP:-}" ]; then mkdir -p "$STRONGROOM_VM_KEEP" && cp -rL "$WORK"/logs/. "$STRONGROOM_VM_KEEP/" || true; fi
+  # Whatever runs in the namespace is ours: QEMU, the daemon, a command that was under way.
+  for tries in 1 2 3 4 5 6 7 8 9 10; do
+    pid=$(ip netns pids "$NS" 2>/dev/null) || break
+    [ -n "$pid" ] || break
+    # shellcheck disable=SC2086  # a list of numbers
+    kill -KILL $pid 2>/dev/null || true
+    sleep 0.1
+  done
+  ip netns del "$NS" 2>/dev/null || true
+  rm -rf "$WORK"
+  exit $status
+}
+trap finish EXIT
+trap 'exit 130' INT TERM
+
+IN_BASE=(ip netns exec "$NS") HOUSE=$WORK/house APPS="mail editor" SECRET_PLACE=fw_cfg:opt/strongroom/enrol
+IMPLANT="implant-$RANDOM$RANDOM" UNDO_SECS=20
+. "$GUESTS/story.sh"
+mkdir -p "$WORK"/{logs,run,images,notes}
+
+title "Strongroom with real guests"
+begun=$(now)
+mkdir -p "$CACHE"
+KERNEL=$(cd "$CACHE" && pwd)/cloud
+kernel $RELEASE_OF "$KERNEL"
+release=$(cat "$KERNEL/release")
+
+accel=${STRONGROOM_VM_ACCEL:-}
+# Within another virtual machine the processor may claim a register (IA32_ARCH_CAPABILITIES) that cannot be set.
+with_kvm=(-accel kvm -cpu host,-arch-capabilities)
+# kvm_works: whether a kernel says its first words. Some machines offer /dev/kvm, and guests then stand still.
+kvm_works() {
+  [ -w /dev/kvm ] || return 1
+  timeout 4 $QEMU "${with_kvm[@]}" -machine q35 -m 256 -nodefaults -no-reboot -display none -monitor none -serial stdio \
+    -kernel "$KERNEL/vmlinux" -append "console=ttyS0 earlyprintk=ttyS0 panic=-1" </dev/null 2>/dev/null | grep -am 1 -q 'Linux version'
+}
+if [ -z "$accel" ]; then if kvm_works; then accel=kvm; else accel=tcg; fi; fi
+case $accel in
+  kvm) machine=("${with_kvm[@]}") ;;
+  tcg) machine=(-accel tcg,thread=multi -cpu max) ;;
+  *) die "STRONGROOM_VM_ACCEL: kvm or tcg, not $accel" ;;
+esac
+say "$($QEMU --version | head -n 1), $([ $accel = kvm ] && echo 'with hardware virtualisation (KVM)' || echo 'by emulation (TCG)'), $(nproc) processors"
+# The first stage is the same for all guests; each has its own disk.
+guest_tree "$WORK/first"
+install -m 755 "$GUESTS/boot-init" "$WORK/first/init"
+rm -r "$WORK/first/sbin" "$WORK/first/etc"
+modules "$KERNEL" "$WORK/first" virtio_pci virtio_blk ext4
+(cd "$WORK/first" && find . | LC_ALL=C sort | cpio -o -H newc -R 0:0 --quiet) >"$WORK/images/first.cpio"
+
+# disk TREE IMAGE MIB: without a journal, so that what was synced can be read from an overlay as evidence.
+disk() {
+  chown -R 0:0 "$1"
+  mke2fs -q -t ext4 -O ^has_journal,^metadata_csum -E lazy_itable_init=1 -d "$1" "$2" "$3M" >"$WORK/logs/mke2fs.log" 2>&1 || die "no disk image can be made"
+  rm -r "$1"
+}
+house "$HOUSE" $UNDO_SECS
+storage_tree "$WORK/storage"
+modules "$KERNEL" "$WORK/storage" virtio_net
+mv "$HOUSE"/gateway/* "$WORK/storage/etc/strongroom/"
+rmdir "$HOUSE/gateway"
+mkdir -p "$WORK/storage/srv/strongroom"
+users_data "$WORK/storage/srv/strongroom"
+disk "$WORK/storage" "$WORK/images/storage.raw" 512
+app_tree "$WORK/app"
+modules "$KERNEL" "$WORK/app" virtio_net qemu_fw_cfg fuse
+disk "$WORK/app" "$WORK/images/app.raw" 128
+qemu-img convert -q -O qcow2 "$WORK/images/app.raw" "$WORK/images/app-clean.qcow2"
+rm "$WORK/images/app.raw"
+chmod 444 "$WORK/images/app-clean.qcow2"
+clean_sum=$(sha256sum <"$WORK/images/app-clean.qcow2")
+
+ip netns add "$NS"
+in_ns() { ip -n "$NS" "$@"; }
+in_ns link set lo up
+# No uplink on either bridge.
+in_ns link add br-guests type bridge stp_state 0 forward_delay 0
+in_ns link add br-admin type bridge stp_state 0 forward_delay 0
+in_ns address add $BASE_NET dev br-guests
+in_ns address add $BASE_ADMIN_NET dev br-admin
+in_ns link set br-guests up
+in_ns link set br-admin up
+for tap in guests:t-storage admin:t-storage-adm guests:t-mail guests:t-editor; do
+  in_ns tuntap add "${tap#*:}" mode tap
+  in_ns link set "${tap#*:}" master "br-${tap%%:*}" up
+done
+
+# command NAME MEMORY DISK FORMAT NET: the words by which a guest is started, one a line.
+command_of() {
+  local name=$1 memory=$2 disk=$3 format=$4 line
+  line="console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off sr.name=$name $5"
+  [ $accel = kvm ] || line="$line tsc=reliable no_timer_check"
+  printf '%s\n' nice -n 5 $QEMU -name "$name" -machine q35 "${machine[@]}" -m "$memory" -nodefaults -no-user-config -no-reboot \
+    -display none -monitor none -serial "file:$WORK/logs/$name.log" -kernel "$KERNEL/vmlinux" -initrd "$WORK/images/first.cpio" \
+    -append "$line" -drive "file=$disk,format=$format,if=virtio" -device virtio-rng-pci
+}
+net_of() { printf '%s\n' -netdev "tap,id=$1,ifname=$1,script=no,downscript=no" -device "virtio-net-pci,netdev=$1,mac=$2,romfile="; }
+toml_words() { sed 's/\\/\\\\/g; s/"/\\"/g; s/.*/"&"/' | paste -sd,; }
+
+{
+  echo "secrets = \"$WORK/run\""
+  printf '[enrol]\naddress = "%s"\n' $ENROL_ADDRESS
+  n=2
+  for app in $APPS; do
+    n=$((n + 1))
+    net=${app^^}_NET
+    printf '\n[guest.%s-guest]\ndriver = "qemu"\nbase = "%s"\noverlay = "%s"\npidfile = "%s"\n' \
+      "$app" "$WORK/images/app-clean.qcow2" "$WORK/images/$app.qcow2" "$WORK/run/$app.pid"
+    printf 'command = [%s]\n' "$({
+      command_of "$app" 256 '{overlay}' qcow2 "sr.role=app sr.net=${!net} sr.gateway=$GATEWAY_ADDRESS sr.enrol=$ENROL_ADDRESS sr.secret=$SECRET_PLACE sr.modules=virtio_net,qemu_fw_cfg"
+      net_of "t-$app" "52:54:00:77:00:0$n"
+    } | toml_words)"
+  done
+} >"$HOUSE/base/recovery.toml"
+"${IN_BASE[@]}" "$BIN/strongroom-recovery" --dir "$HOUSE" --check || die "the configuration is refused"
+say "Images made and networks laid in $(since "$begun"); guest kernel $release."
+
+begun=$(now)
+mapfile -t words < <(
+  command_of storage 384 "$WORK/images/storage.raw" raw "sr.role=storage sr.net=$STORAGE_NET sr.admin=$STORAGE_ADMIN_NET sr.modules=virtio_net"
+  net_of t-storage 52:54:00:77:00:01
+  net_of t-storage-adm 52:54:00:78:00:01
+)
+"${IN_BASE[@]}" "${words[@]}" -daemonize -pidfile "$WORK/run/storage.pid" || die "QEMU does not start"
+
+how_started() { sed -n 's/\r$//; s/^strongroom-guest '"$1"' //p' "$WORK/logs/$1.log" | grep -E '^(userspace|enrolled|mounted)' | sed "s/^/   $1: /"; }
+evidence_holds() {
+  local raw=$WORK/images/evidence.raw
+  say "The overlay of the attacked guest was kept; this is the attacker's program in it:"
+  show base "qemu-img convert -q -O raw $1/mail.qcow2 $raw && e2fsck -fy $raw >/dev/null 2>&1; debugfs -R 'cat $2' $raw 2>/dev/null"
+  says "$IMPLANT"
+  rm -f "$raw"
+  [ "$(sha256sum <"$WORK/images/app-clean.qcow2")" = "$clean_sum" ] || die "the clean image was changed"
+}
+mkdir -p "$WORK/notes"
+ln -s ../notes/recovery.log "$WORK/logs/recovery.log"
+story "$WORK/notes"
+how_started mail
+title "Done in $(since "$begun") from the first boot: everything was as claimed, and the guests are gone"
