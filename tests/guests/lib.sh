@@ -105,7 +105,7 @@ modules() {
     fi
     for file in ${line/:/ }; do install -D -m 644 "$from/$file" "$to/$file"; done
   done
-  cp "$from"/modules.builtin "$from"/modules.order "$to/"
+  cp "$from"/modules.builtin "$from"/modules.builtin.modinfo "$from"/modules.order "$to/"
   busybox depmod -b "$dest" "$release"
 }
 

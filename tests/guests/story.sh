@@ -19,9 +19,9 @@ address_of() {
 
 # typed GUEST SCRIPT: what it printed is in $OUT, its status in $STATUS. A guest that does not listen yet is waited for.
 typed() {
-  local at limit=$((SECONDS + 120))
+  local at limit=$((SECONDS + 600))
   at=$(address_of "$1")
-  until printf '%s\n' "$2" | "${IN_BASE[@]}" busybox nc -w 120 "$at" "$TYPE_PORT" >"$OUT" 2>/dev/null && grep -q '^@status=' "$OUT"; do
+  until printf '%s\n' "$2" | "${IN_BASE[@]}" busybox nc -w 600 "$at" "$TYPE_PORT" >"$OUT" 2>/dev/null && grep -q '^@status=' "$OUT"; do
     [ ! -s "$OUT" ] || die "guest $1 ended in the middle of: $2"
     [ $SECONDS -lt $limit ] || die "guest $1 does not listen"
     sleep 0.1
@@ -74,7 +74,7 @@ story() {
 
   title "1. The storage guest serves; the base domain holds the keys and the policies"
   begun=$(now)
-  wait_until 300 "the gateway answers" gateway_answers
+  wait_until 900 "the gateway answers" gateway_answers
   say "The gateway answered $(since "$begun") later than this story began to ask."
   show base 'ls -F . base; cat policy.d/mail.toml'
   good
@@ -82,7 +82,7 @@ story() {
   title "2. First start: app guests have no key, no contract and no data. They enrol by a one-time secret"
   "${IN_BASE[@]}" setsid env NOTIFY_SOCKET= "$BIN/strongroom-recovery" --dir "$HOUSE" >"$STATE/recovery.log" 2>&1 </dev/null &
   disown
-  wait_until 60 "strongroom-recovery listens" daemon_listens
+  wait_until 300 "strongroom-recovery listens" daemon_listens
   for app in $APPS; do
     incident=$((incident + 1))
     begun=$(now)
@@ -107,7 +107,7 @@ story() {
     say "The editor saves all the time, from now to the end. What it has saved last is counted in its memory."
     show editor "setsid sh -c 'n=0; while n=\$((n + 1)); do echo \"page \$n\" >/mnt/Documents/.new && mv /mnt/Documents/.new /mnt/Documents/letter.txt && [ \"\$(cat /mnt/Documents/letter.txt)\" = \"page \$n\" ] || { echo \"failed at \$n\" >/tmp/failed; exit 1; }; echo \$n >/tmp/count.new; mv /tmp/count.new /tmp/count; sleep 0.02; done' >/dev/null 2>&1 &"
     good
-    wait_until 60 "the editor is at work" editor_is_at_work 3
+    wait_until 300 "the editor is at work" editor_is_at_work 3
   fi
   show mail "truncate -s 0 /mnt/Photos/2026/README.txt"
   refused 'ermission denied'
@@ -135,7 +135,7 @@ setsid sh /tmp/ransom >/dev/null 2>&1 &"
   attacked=$(now)
   incident=$((incident + 1))
   say "Nobody does anything now. The gateway notices, and the base domain runs incident $incident to its end."
-  wait_until 300 "incident $incident is closed" incident_is_closed $incident
+  wait_until 900 "incident $incident is closed" incident_is_closed $incident
   say "From the first damage to the end of the incident: $(since "$attacked")."
 
   title "5. What was done, with the time of every step"
@@ -184,7 +184,7 @@ END"
   if [[ " $APPS " = *' editor '* ]]; then
     title "9. The other guest has not noticed"
     typed editor 'cat /tmp/count'; good
-    wait_until 60 "the editor saves on" editor_is_at_work "$(cat "$OUT")"
+    wait_until 300 "the editor saves on" editor_is_at_work "$(cat "$OUT")"
     show editor 'cat /tmp/failed; echo "$(cat /tmp/count) saves, and on it goes"; cat /mnt/Documents/letter.txt'
     hides 'failed at'; says page
   fi
