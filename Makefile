@@ -100,7 +100,7 @@ conformance: need-test
 run-conformance:
 	PATH="$(TOOLS):$$PATH" tests/conformance/run.sh --suites "$(SUITES)" --ops $(OPS) --seeds "$(SEEDS)" $(CONFORMANCE_ARGS)
 
-soak: need-test
+soak: need-test need-vm
 	$(BUILD) -p strongroom-tests --bins
 	@$(LINK)
 	@$(MAKE) --no-print-directory run-conformance SEEDS="$(SOAK_SEEDS)" OPS=1000000 \
