@@ -63,7 +63,8 @@ pub enum Op {
     /// created the file, which the gateway checks against its record. Reply: `Opened`.
     Reopen { node: Node, flags: OpenFlags, created: bool, directory: bool },
     /// Entries from `cookie` on (0: from the start), as many as fit in `max_bytes`, in the form of
-    /// [`crate::readdir`]; with attributes (and nodes made known) if `plus`. Reply: `Data`; empty at the end.
+    /// [`crate::readdir`]; with attributes (and nodes made known) if `plus`. Reply: `Data`; empty at the end. A page that leaves
+    /// [`crate::readdir::SPARE`] bytes or more unused is the last one.
     Readdir { handle: Handle, cookie: u64, max_bytes: u32, plus: bool },
     /// Make a directory. Reply: `Entry`.
     Mkdir { parent: Node, name: Name, mode: u32, by: Credentials },
@@ -118,9 +119,9 @@ pub enum Op {
     /// Open a file and read at most `length` bytes at `offset`. Reply: `Opened`, with the data; a repeated request is answered
     /// without them.
     OpenRead { node: Node, flags: OpenFlags, offset: u64, length: u32 },
-    /// Entries of a directory with attributes, as [`Op::Readdir`] with `plus`, without opening it. Nobody else is asked to let
-    /// go of anything for it: where that would be necessary the entry has no attributes. Reply: `Data`; empty at the end.
-    List { node: Node, cookie: u64, max_bytes: u32 },
+    /// Entries of a directory, as [`Op::Readdir`], without opening it. With `ahead`, nobody waits for it, and nobody else is asked
+    /// to let go of anything: where that would be necessary the entry has no attributes. Reply: `Data`; empty at the end.
+    List { node: Node, cookie: u64, max_bytes: u32, plus: bool, ahead: bool },
     /// The contents of many small files, for a client that expects them to be read soon. Data: a list of inode numbers (8 bytes
     /// each), at most [`crate::files::MOST`]. Reply: `Data`, in the form of [`crate::files`]: whole files on which the
     /// session holds a lease; what is no regular file, is longer than `longest` bytes or does not fit in `max_bytes` is left

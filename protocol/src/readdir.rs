@@ -28,6 +28,9 @@ const FIXED: usize = 8 + 8 + 3;
 /// An upper bound of an entry's bytes beside its name: the fixed part and encoded attributes.
 pub const OVERHEAD: usize = FIXED + 160;
 
+/// A page that leaves so many of the bytes asked for unused is the last one of its directory.
+pub const SPARE: usize = 8 << 10;
+
 /// Appends an entry.
 ///
 /// # Errors

@@ -415,7 +415,8 @@ impl Sim {
             12 => return self.list(which, dir),
             13 | 14 => {
                 let asked = self.clients[which].table.ask(self.now);
-                let op = Op::List { node: dir, cookie: 0, max_bytes: 1 << 20 };
+                let ahead = self.dice.one_in(2);
+                let op = Op::List { node: dir, cookie: 0, max_bytes: 1 << 20, plus: true, ahead };
                 let id = self.send(which, op, asked, None);
                 self.clients[which].open.get_mut(&id).unwrap().listed = Some(dir);
                 return;

@@ -10,6 +10,7 @@ use strongroom_protocol::readdir::{DirEntry, entries};
 use strongroom_protocol::reply::{Failure, Outcome};
 
 use super::Fs;
+use super::directory::is_last;
 use crate::errno::Ended;
 use crate::lease::Heard;
 use crate::state::{Batch, FileHint, LONGEST, Survey, ToList};
@@ -57,7 +58,7 @@ impl Fs {
                 fs.list_ahead(next);
             }
         };
-        let op = Op::List { node: dir, cookie, max_bytes: PAGE };
+        let op = Op::List { node: dir, cookie, max_bytes: PAGE, plus: true, ahead: true };
         self.carrier.submit(Call { op, data: Payload::default(), pid: 0, done: Box::new(done), keep: None });
     }
 
@@ -65,9 +66,10 @@ impl Fs {
         let page: Vec<DirEntry> = entries(data).map_while(Result::ok).collect();
         self.learn_entries(dir, cookie == 0, &page, heard);
         let survey = self.state.ahead.lock().survey(dir);
-        let survey = self.surveyed(dir, survey, cookie, &page, heard);
-        let room = self.state.leases.table().has_room(page.len());
-        let next = page.last().filter(|_| room).map(|last| (last.cookie, survey));
+        let last = data.is_empty() || is_last(data.len(), PAGE);
+        let survey = self.surveyed(dir, survey, (cookie, last), &page, heard);
+        let goes_on = !last && self.state.leases.table().has_room(page.len());
+        let next = page.last().filter(|_| goes_on).map(|last| (last.cookie, survey));
         let below: Vec<Node> = page
             .iter()
             .filter(|entry| entry.kind == DT_DIR && entry.leased)
@@ -95,13 +97,13 @@ impl Fs {
         }
     }
 
-    /// A page from `cookie` on was learnt. Returns the listing from the start so far, if all of it may be kept; an empty page ends it,
-    /// and then there are no other names.
+    /// A page from `cookie` on was learnt. Returns the listing from the start so far, if all of it may be kept; after the last page
+    /// it is known that there are no other names.
     pub(super) fn surveyed(
         &self,
         dir: Node,
         survey: Option<Survey>,
-        cookie: u64,
+        (cookie, last): (u64, bool),
         page: &[DirEntry],
         heard: &Heard,
     ) -> Option<Survey> {
@@ -110,14 +112,12 @@ impl Fs {
             survey => survey.filter(|survey| survey.next == cookie),
         };
         let survey = survey.filter(|_| heard.note.names)?;
-        match page.last() {
-            Some(last) => Some(Survey { next: last.cookie, ..survey }),
-            None => {
-                let heard = Heard { asked: survey.asked, ..*heard };
-                self.state.leases.table().learn_all(&heard, dir, survey.stamp);
-                None
-            }
+        if last {
+            let heard = Heard { asked: survey.asked, ..*heard };
+            self.state.leases.table().learn_all(&heard, dir, survey.stamp);
+            return None;
         }
+        page.last().map(|last| Survey { next: last.cookie, ..survey })
     }
 }
 

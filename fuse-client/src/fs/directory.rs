@@ -6,7 +6,7 @@ use fuser::{Errno, FileAttr, FileType, FopenFlags, INodeNo};
 use strongroom_contracts::Right;
 use strongroom_protocol::attr::{Handle, Node, OpenFlags};
 use strongroom_protocol::op::Op;
-use strongroom_protocol::readdir::{DirEntry, entries};
+use strongroom_protocol::readdir::{DirEntry, SPARE, entries};
 use strongroom_protocol::reply::{Entry, Outcome};
 
 use super::{Caller, Fs, Opened, Place, Told};
@@ -18,8 +18,6 @@ use crate::state::OpenFile;
 use crate::transport::{Answer, Call, Payload};
 use crate::tree::Branch;
 
-/// Bytes of entries asked for at a time; what the kernel has no room for yet is kept for its next request.
-const PAGE: u32 = 64 * 1024;
 /// Where to go on after `.` and `..`, which the gateway does not send. Its cookies are positions of its file system, and
 /// none of ext4, XFS, btrfs, tmpfs gives out these two.
 const AFTER_DOT: u64 = 0x7fff_ffff_ffff_fff1;
@@ -118,7 +116,16 @@ impl Fs {
         file: u64,
         done: impl FnOnce(Result<(), Errno>) + Send + 'static,
     ) {
-        if file == 0 { done(Ok(())) } else { self.release(caller, file, None, done) }
+        if file == 0 {
+            return done(Ok(()));
+        }
+        let open = self.state.handles.lock().get(file);
+        if let Some(open) = open
+            && std::mem::take(&mut open.listing.lock().begun)
+        {
+            self.state.leases.table().listing_ends(open.node);
+        }
+        self.release(caller, file, None, done);
     }
 
     /// Brings a directory to stable storage.
@@ -137,6 +144,9 @@ impl Fs {
         };
         let open = self.state.handles.lock().get(file);
         let Some(open) = open else { return sink.finish(Err(Errno::EBADF)) };
+        if !std::mem::replace(&mut open.listing.lock().begun, true) {
+            self.state.leases.table().listing_begins(node);
+        }
         let cookie = match offset {
             0 => {
                 self.add_dots(number, self.parent_number(node), 0, &mut sink);
@@ -152,6 +162,12 @@ impl Fs {
         // Going back to the start is asking what is there now (rewinddir(3)).
         let kept = if offset == 0 { vec![] } else { take_kept(&open, cookie, S::PLUS) };
         if kept.is_empty() {
+            if offset != 0 && open.listing.lock().end == Some(cookie) {
+                return sink.finish(Ok(()));
+            }
+            if open.is_lazy() {
+                return self.next_page(caller, file, node, cookie, sink, offset == 0);
+            }
             let fs = self.clone();
             let next = move |result: Result<(), Errno>| match result {
                 Ok(()) => fs.next_page(caller, file, node, cookie, sink, offset == 0),
@@ -178,8 +194,15 @@ impl Fs {
         mut sink: S,
         dots: bool,
     ) {
+        let open = self.state.handles.lock().get(file);
+        let Some(open) = open else { return sink.finish(Err(Errno::EBADF)) };
         let (fs, asked) = (self.clone(), self.asked());
-        let op = Op::Readdir { handle: Handle(file), cookie, max_bytes: PAGE, plus: S::PLUS };
+        let (plus, max_bytes) = (S::PLUS, open.listing.lock().next_size(S::PLUS, cookie));
+        let op = if open.is_lazy() {
+            Op::List { node, cookie, max_bytes, plus, ahead: false }
+        } else {
+            Op::Readdir { handle: Handle(file), cookie, max_bytes, plus }
+        };
         let answered = move |result: Result<Answer<'_>, Ended>| {
             let (data, heard) = match result {
                 Ok(Answer { outcome: Outcome::Data, data, life, note, .. }) => {
@@ -188,9 +211,7 @@ impl Fs {
                 Ok(_) => return sink.finish(Err(errno(Ended::Protocol))),
                 Err(ended) => return sink.finish(Err(errno(ended))),
             };
-            let open = fs.state.handles.lock().get(file);
-            let Some(open) = open else { return sink.finish(Err(Errno::EBADF)) };
-            fs.learn_page(&open, cookie, data, &heard);
+            fs.learn_page(&open, (cookie, max_bytes), data, &heard);
             let gate = fs.state.leases.gate();
             match fs.serve(&open, node, cookie, data, &mut sink) {
                 // All of them vanished meanwhile; an empty answer would mean the end.
@@ -212,12 +233,16 @@ impl Fs {
     }
 
     /// A page of a directory tells of names, of nodes, and at the end that there are no others.
-    fn learn_page(&self, open: &OpenFile, cookie: u64, data: &[u8], heard: &Heard) {
+    fn learn_page(&self, open: &OpenFile, (cookie, asked_for): (u64, u32), data: &[u8], heard: &Heard) {
         let page: Vec<DirEntry> = entries(data).map_while(Result::ok).collect();
         self.learn_entries(open.node, cookie == 0, &page, heard);
+        let next = page.last().map_or(cookie, |last| last.cookie);
+        let last = data.is_empty() || is_last(data.len(), asked_for);
         let survey = open.listing.lock().survey.take();
-        let survey = self.surveyed(open.node, survey, cookie, &page, heard);
-        open.listing.lock().survey = survey;
+        let survey = self.surveyed(open.node, survey, (cookie, last), &page, heard);
+        let mut listing = open.listing.lock();
+        listing.survey = survey;
+        listing.end = last.then_some(next);
     }
 
     /// Adds the entries of a page; keeps what does not fit.
@@ -261,7 +286,7 @@ impl Fs {
         };
         let mut fresh = true;
         if S::PLUS {
-            // Without attributes: it vanished meanwhile.
+            // Without attributes: it vanished meanwhile. (fuser 0.18 cannot list it without.)
             let seen = entry.attr?;
             // The page may be older than what is known by now.
             let known = self.state.leases.table().attr(node, Instant::now());
@@ -355,6 +380,11 @@ impl Fs {
         let node = Node { grant, ino: attr.ino };
         Some((node, Entry { node, attr }))
     }
+}
+
+/// Whether a page is the last one of its directory.
+pub(super) fn is_last(length: usize, asked_for: u32) -> bool {
+    length + SPARE <= asked_for as usize
 }
 
 fn take_kept(open: &OpenFile, cookie: u64, plus: bool) -> Vec<u8> {

@@ -39,7 +39,7 @@ struct Scripted {
 
 impl Carrier for Scripted {
     fn submit(&self, call: Call) {
-        if matches!(call.op, Op::List { .. } | Op::ReadFiles { .. }) {
+        if call.pid == 0 && matches!(call.op, Op::List { .. } | Op::ReadFiles { .. }) {
             return self.ahead.lock().push_back(call);
         }
         self.asked.lock().push((call.op.clone(), call.data.bytes().to_vec()));
@@ -94,7 +94,7 @@ impl Bench {
     /// The same, where every answer comes with a lease.
     fn leased() -> Bench {
         let bench = Bench::new();
-        let terms = LeaseTerms { keep_ms: 3_600_000, recall_ms: 1000, most: 1000 };
+        let terms = LeaseTerms { keep_ms: 3_600_000, recall_ms: 1000, most: 10_000 };
         bench.state.leases.table().terms(1, &terms);
         bench.note(1, Lease::Shared);
         bench
@@ -526,7 +526,7 @@ fn a_page_of_entries_is_used_up_before_another_is_asked_for() {
     let bench = Bench::new();
     let root = bench.root(0);
     let file = opendir(&bench, root);
-    bench.answer([page(0..5, true), page(5..5, true)]);
+    bench.answer([page(0..5, true)]);
     let mut seen = vec![];
     let mut offset = 0;
     loop {
@@ -568,10 +568,59 @@ fn entries_that_vanished_do_not_end_a_listing() {
     let bench = Bench::new();
     let root = bench.root(0);
     let file = opendir(&bench, root);
-    // With attributes asked for, and none given.
-    bench.answer([page(0..3, false), page(3..5, true)]);
+    // With attributes asked for, and none given: first in a page that is not the last one.
+    let (many, vanished) = vanished_page();
+    bench.answer([Ok((Outcome::Data, vanished)), page(many..many + 2, true)]);
     let after_dots = 0x7fff_ffff_ffff_fff2;
-    assert_eq!(names(&list::<true>(&bench, root, file, after_dots, 99)), ["f3", "f4"]);
+    let listed = names(&list::<true>(&bench, root, file, after_dots, 99));
+    assert_eq!(listed, [format!("f{many}"), format!("f{}", many + 1)]);
+}
+
+/// A first page that is nearly full of entries without attributes, and how many there are.
+fn vanished_page() -> (u64, Vec<u8>) {
+    let (mut data, mut count) = (vec![], 0);
+    while data.len() < 20 << 10 {
+        let name = Name::new(format!("{count:0250}").as_bytes()).unwrap();
+        let entry = DirEntry { ino: count, cookie: count + 1, kind: 8, name, attr: None, leased: false };
+        readdir::push(&mut data, &entry).unwrap();
+        count += 1;
+    }
+    (count, data)
+}
+
+#[test]
+fn a_page_with_little_room_left_is_not_the_last() {
+    let bench = Bench::new();
+    let root = bench.root(0);
+    let file = opendir(&bench, root);
+    let size = match page(0..1, true) {
+        Ok((_, data)) => data.len() as u64,
+        Err(_) => 0,
+    };
+    // The first page has room for 24 KiB, the next one for 48 KiB.
+    let many = (24 << 10) / size - 10;
+    bench.answer([page(0..many, true), page(many..many + 3, true)]);
+    let first = list::<true>(&bench, root, file, 0, 999);
+    assert_eq!(first.entries.len() as u64, many + 2);
+    let rest = list::<true>(&bench, root, file, first.entries.last().unwrap().1, 999);
+    assert!(matches!(bench.last_asked(), Op::Readdir { max_bytes: 49_152, .. }), "{:?}", bench.last_asked());
+    let end = list::<true>(&bench, root, file, rest.entries.last().unwrap().1, 999);
+    assert_eq!((rest.entries.len(), end.entries.len()), (3, 0));
+}
+
+#[test]
+fn what_is_leased_is_listed_without_being_opened() {
+    let bench = Bench::leased();
+    let root = bench.root(0);
+    let file = wait(|done| bench.fs.opendir(ME, root, done)).unwrap().file;
+    let asked = bench.asked();
+    bench.answer([page(0..3, true)]);
+    let listed = list::<true>(&bench, root, file, 0, 99);
+    assert_eq!(listed.entries.len(), 5);
+    assert!(matches!(bench.last_asked(), Op::List { plus: true, ahead: false, cookie: 0, .. }));
+    assert!(list::<true>(&bench, root, file, listed.entries.last().unwrap().1, 99).entries.is_empty());
+    wait(|done| bench.fs.releasedir(ME, file, done)).unwrap();
+    assert_eq!(bench.asked(), asked + 1);
 }
 
 #[test]
@@ -680,8 +729,8 @@ fn what_is_open_here_only_is_opened_at_the_gateway_before_its_name_goes() {
 fn a_directory_that_was_listed_or_made_answers_for_its_names() {
     let bench = Bench::leased();
     let root = bench.root(0);
-    let file = opendir(&bench, root);
-    bench.answer([page(0..3, true), page(3..3, true)]);
+    let file = wait(|done| bench.fs.opendir(ME, root, done)).unwrap().file;
+    bench.answer([page(0..3, true)]);
     let listed = list::<true>(&bench, root, file, 0, 99);
     let (_, last, _) = listed.entries.last().unwrap();
     assert_eq!(names(&list::<true>(&bench, root, file, *last, 99)), [""; 0]);
@@ -756,12 +805,19 @@ fn the_second_name_that_must_be_asked_for_has_the_directory_listed() {
     assert_eq!(bench.next_ahead(), None);
     bench.file(root, 1002, b"f2");
     let dir = Node { grant: 0, ino: 100 };
-    assert_eq!(bench.next_ahead(), Some(Op::List { node: dir, cookie: 0, max_bytes: 65_536 }));
+    assert_eq!(
+        bench.next_ahead(),
+        Some(Op::List { node: dir, cookie: 0, max_bytes: 65_536, plus: true, ahead: true })
+    );
     // Nothing waits for it.
     bench.file(root, 1003, b"f3");
     let asked = bench.asked();
-    bench.answer_ahead(1, Ok(&leased_page(0..50)));
-    assert_eq!(bench.next_ahead(), Some(Op::List { node: dir, cookie: 50, max_bytes: 65_536 }), "it is used");
+    bench.answer_ahead(1, Ok(&leased_page(0..460)));
+    assert_eq!(
+        bench.next_ahead(),
+        Some(Op::List { node: dir, cookie: 460, max_bytes: 65_536, plus: true, ahead: true }),
+        "it is used"
+    );
     for n in 0..50 {
         assert_eq!(bench.lookup(root, format!("f{n}").as_bytes()).unwrap().attr.size, 10);
     }
@@ -794,7 +850,6 @@ fn small_files_that_follow_are_read_ahead_and_cost_no_message() {
     bench.file(root, 5, b"a");
     bench.file(root, 6, b"b");
     bench.answer_ahead(1, Ok(&leased_page(0..40)));
-    bench.answer_ahead(1, Ok(&[]));
     let read = |n: u64| {
         let number = bench.lookup(root, format!("f{n}").as_bytes()).unwrap().attr.ino.0;
         let file = bench.open_known(number);
@@ -838,7 +893,6 @@ fn where_every_read_must_be_on_record_none_is_ahead() {
     bench.file(root, 5, b"a");
     bench.file(root, 6, b"b");
     bench.answer_ahead(1, Ok(&leased_page(0..40)));
-    bench.answer_ahead(1, Ok(&[]));
     for n in 0..4 {
         let number = bench.lookup(root, format!("f{n}").as_bytes()).unwrap().attr.ino.0;
         let opened = Outcome::Opened(Handle(70 + n), attr(1000 + n, libc::S_IFREG | 0o644));
@@ -850,4 +904,27 @@ fn where_every_read_must_be_on_record_none_is_ahead() {
         }
     }
     assert_eq!(bench.next_ahead(), None);
+}
+
+#[test]
+fn what_the_kernel_has_of_a_directory_is_doubtful_until_a_listing_that_was_overtaken_is_over() {
+    let bench = Bench::leased();
+    let root = bench.root(0);
+    let node = Node { grant: 0, ino: 100 };
+    let file = wait(|done| bench.fs.opendir(ME, root, done)).unwrap().file;
+    bench.answer([page(0..3, true)]);
+    list::<true>(&bench, root, file, 0, 99);
+    bench.recall(2, 100, What::Name(Name::new(b"f9").unwrap()));
+    bench.note(2, Lease::Shared);
+    bench.outcome(Outcome::Attr(attr(100, libc::S_IFDIR | 0o755)));
+    bench.getattr(root).unwrap();
+    let scrub = || {
+        let mut table = bench.state.leases.table();
+        let soiled = table.soiled(node).expect("it is doubtful");
+        table.cleaned(node, soiled);
+        table.soiled(node).is_none()
+    };
+    assert!(!scrub(), "the page may come into the cache after this");
+    wait(|done| bench.fs.releasedir(ME, file, done)).unwrap();
+    assert!(scrub());
 }

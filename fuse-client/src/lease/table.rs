@@ -181,6 +181,8 @@ pub struct Table {
     marks: u64,
     pub(super) most: usize,
     shelf: Shelf,
+    /// Directories that are being listed, and how often.
+    listings: HashMap<Node, u32>,
 }
 
 impl Default for Table {
@@ -197,6 +199,7 @@ impl Default for Table {
             marks: 0,
             most: 0,
             shelf: Shelf::default(),
+            listings: HashMap::new(),
         }
     }
 }
@@ -644,8 +647,27 @@ impl Table {
         (held.leased() && !held.clean && matters).then_some(held.soiled)
     }
 
+    /// Somebody lists a directory, until he closes it. Meanwhile an old page may be on its way into the kernel's cache, also after
+    /// the kernel has dropped what it had.
+    pub fn listing_begins(&mut self, dir: Node) {
+        *self.listings.entry(dir).or_default() += 1;
+    }
+
+    /// A directory that was listed is closed.
+    pub fn listing_ends(&mut self, dir: Node) {
+        if let Some(count) = self.listings.get_mut(&dir) {
+            *count -= 1;
+            if *count == 0 {
+                self.listings.remove(&dir);
+            }
+        }
+    }
+
     /// The kernel's pages of a node have been dropped since [`Table::soiled`] gave this.
     pub fn cleaned(&mut self, node: Node, soiled: u64) {
+        if self.listings.contains_key(&node) {
+            return;
+        }
         if let Some(held) = self.nodes.get_mut(&node)
             && held.leased()
             && held.soiled == soiled

@@ -72,6 +72,11 @@ pub enum Turn {
     First,
 }
 
+/// Bytes of entries asked for at a time; what the kernel has no room for yet is kept for its next request.
+const PAGE: u32 = 64 * 1024;
+/// Bytes of the first page with attributes: the kernel asks for them to begin with, and goes on only if somebody looks at them.
+const FIRST_PAGE: u32 = 24 * 1024;
+
 /// A page of a directory in the form of the wire, from `cookie` on.
 #[derive(Debug, Default)]
 pub struct Listing {
@@ -83,6 +88,24 @@ pub struct Listing {
     pub data: Vec<u8>,
     /// The listing from the start, as long as every page of it may be kept.
     pub survey: Option<Survey>,
+    /// Behind the last entry, if that is known.
+    pub end: Option<u64>,
+    /// It has been listed from ([`crate::lease::Table::listing_begins`]).
+    pub begun: bool,
+    /// Bytes of the last page with attributes.
+    size: u32,
+}
+
+impl Listing {
+    /// How many bytes of entries to ask for.
+    pub fn next_size(&mut self, plus: bool, cookie: u64) -> u32 {
+        if !plus {
+            return PAGE;
+        }
+        let former = if cookie == 0 { 0 } else { self.size };
+        self.size = former.saturating_mul(2).clamp(FIRST_PAGE, PAGE);
+        self.size
+    }
 }
 
 /// A listing from the start of which all names have been learnt so far.

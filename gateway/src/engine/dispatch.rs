@@ -250,8 +250,9 @@ fn attempt(gate: &Gate<'_>, call: Call<'_>, out: &mut ReplyBuf) -> Checked<Answe
         Op::OpenRead { node, flags, offset, length } => {
             open_read(gate, op, *node, *flags, (*offset, *length), out)?.into()
         }
-        Op::List { node, cookie, max_bytes } => {
-            store::readdir::list(&gate.node(op, *node, None)?, *cookie, *max_bytes, out)?.into()
+        Op::List { node, cookie, max_bytes, plus, ahead } => {
+            let permit = gate.node(op, *node, None)?;
+            store::readdir::list(&permit, (*cookie, *max_bytes), *plus, *ahead, out)?.into()
         }
         Op::ReadFiles { grant, longest, max_bytes } => {
             read_files(gate, op, *grant, (*longest, *max_bytes), data, out)?.into()

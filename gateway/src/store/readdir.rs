@@ -8,7 +8,7 @@ use rustix::fs::{FileType, OFlags, RawDir, SeekFrom, seek};
 use rustix::io::Errno;
 use strongroom_protocol::frame::MAX_DATA;
 use strongroom_protocol::name::Name;
-use strongroom_protocol::readdir::{DirEntry, OVERHEAD, push};
+use strongroom_protocol::readdir::{DirEntry, OVERHEAD, SPARE, push};
 use strongroom_protocol::reply::Outcome;
 
 use crate::engine::ReplyBuf;
@@ -33,17 +33,18 @@ pub(crate) fn readdir(
     page(permit, &asked, &mut open.position.lock(), out)
 }
 
-/// The same of a directory that is not open, with attributes.
+/// The same of a directory that is not open.
 pub(crate) fn list(
     permit: &Permit<'_, OnNode>,
-    cookie: u64,
-    max_bytes: u32,
+    (cookie, max_bytes): (u64, u32),
+    plus: bool,
+    ahead: bool,
     out: &mut ReplyBuf,
 ) -> Checked<Outcome> {
     let dir = permit.node();
     begin(permit, dir, cookie)?;
     let (file, _) = permit.tree().open_node(dir, OFlags::RDONLY | OFlags::DIRECTORY)?;
-    let asked = Asked { dir, file: &file, cookie, max_bytes, plus: true, ahead: true };
+    let asked = Asked { dir, file: &file, cookie, max_bytes, plus, ahead };
     page(permit, &asked, &mut 0, out)
 }
 
@@ -109,8 +110,8 @@ fn page<On>(
             }
         }
         next = after;
-        if entries.is_buffer_empty() && !bytes.is_empty() && bytes.len() + BATCH / 2 > most {
-            // Enough for one page; the descriptor stands just behind.
+        if entries.is_buffer_empty() && !bytes.is_empty() && bytes.len() + SPARE > most {
+            // Enough for one page, which does not look like the last one; the descriptor stands just behind.
             break;
         }
     }

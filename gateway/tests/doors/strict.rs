@@ -27,7 +27,7 @@ fn every_operation_is_in_the_trail_when_it_is_answered() {
     assert!(recorded("write", "ok"));
     client.read(handle, 0, 3);
     assert!(recorded("read", "ok"));
-    let list = Op::List { node: root, cookie: 0, max_bytes: 4096 };
+    let list = Op::List { node: root, cookie: 0, max_bytes: 4096, plus: true, ahead: true };
     assert_eq!(client.call(list, &[]), Outcome::Data);
     assert!(recorded("list", "ok"));
     // Files that nobody has asked for are not read, so that the trail says what was.

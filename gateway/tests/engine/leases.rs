@@ -320,7 +320,7 @@ fn tree(world: &World) -> Vec<String> {
 #[test]
 fn what_is_exclusive_is_shared_before_another_reads() {
     type Read = fn(&Guest, Node, Node) -> Op;
-    let reads: [Read; 6] = [
+    let reads: [Read; 7] = [
         |_, _, file| Op::Getattr { node: file, handle: None },
         |_, root, _| Op::Lookup { parent: root, name: name("f") },
         |_, _, file| Op::Open { node: file, flags: READ },
@@ -330,6 +330,7 @@ fn what_is_exclusive_is_shared_before_another_reads() {
             let handle = opened(guest.ask(&Op::Opendir { node: root }));
             Op::Readdir { handle, cookie: 0, max_bytes: 65_536, plus: true }
         },
+        |_, root, _| Op::List { node: root, cookie: 0, max_bytes: 65_536, plus: true, ahead: false },
     ];
     for (number, read) in reads.into_iter().enumerate() {
         for leases in [false, true] {
@@ -757,7 +758,8 @@ fn what_nobody_waits_for_troubles_nobody() {
     heard.recv_timeout(LONG).unwrap().unwrap();
     assert_eq!(writer.look(file).node, Lease::Exclusive);
     assert_eq!(read_files(&reader, &[file.ino], 100, 1000), []);
-    let (outcome, data) = reader.call(&Op::List { node: root, cookie: 0, max_bytes: 65_536 }, b"");
+    let (outcome, data) =
+        reader.call(&Op::List { node: root, cookie: 0, max_bytes: 65_536, plus: true, ahead: true }, b"");
     assert_eq!(outcome, Outcome::Data);
     let listed: Vec<_> = entries(&data).map(Result::unwrap).collect();
     let of = |text: &str| listed.iter().find(|entry| entry.name == name(text)).unwrap();
@@ -778,7 +780,8 @@ fn a_directory_is_listed_without_opening_it() {
     let (dir, file) = (taker.node(0, "dir"), taker.node(0, "f"));
     let (mut names, mut cookie) = (vec![], 0);
     loop {
-        let (outcome, data) = taker.call(&Op::List { node: dir, cookie, max_bytes: 4096 }, b"");
+        let (outcome, data) =
+            taker.call(&Op::List { node: dir, cookie, max_bytes: 4096, plus: true, ahead: true }, b"");
         assert_eq!(outcome, Outcome::Data);
         let page: Vec<_> = entries(&data).map(Result::unwrap).collect();
         let Some(last) = page.last() else { break };
@@ -791,7 +794,8 @@ fn a_directory_is_listed_without_opening_it() {
     expected.sort();
     assert_eq!(names, expected);
     assert_eq!(taker.session.counters().handles, 0);
-    let list = |node, cookie, max_bytes| taker.ask(&Op::List { node, cookie, max_bytes });
+    let list =
+        |node, cookie, max_bytes| taker.ask(&Op::List { node, cookie, max_bytes, plus: false, ahead: true });
     assert_eq!(list(file, 0, 4096), errno(libc::ENOTDIR));
     assert_eq!(list(dir, u64::MAX, 4096), errno(libc::EINVAL));
     assert_eq!(list(dir, 0, 0), errno(libc::EINVAL));

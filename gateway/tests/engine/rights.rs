@@ -204,7 +204,11 @@ fn on_nodes(stage: &mut Stage, props: &Props) {
         Wants::All("list"),
     );
     stage.check(Op::Opendir { node: dir }, b"", Wants::All("list"));
-    stage.check(Op::List { node: dir, cookie: 0, max_bytes: 4096 }, b"", Wants::All("list"));
+    stage.check(
+        Op::List { node: dir, cookie: 0, max_bytes: 4096, plus: true, ahead: true },
+        b"",
+        Wants::All("list"),
+    );
     let many = Op::ReadFiles { grant: 0, longest: 100, max_bytes: 4096 };
     stage.check(many, &file.ino.to_le_bytes(), Wants::All("read"));
     stage.check(Op::Statfs { node: dir }, b"", Wants::All("list"));

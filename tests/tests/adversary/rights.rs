@@ -263,7 +263,9 @@ fn cases() -> Vec<Case> {
         case("open to write, and read", &["list read write", "list read append"], |s, root| {
             Ok((Op::OpenRead { node: node(s, root, "file")?, flags: BOTH, offset: 0, length: 10 }, b""))
         }),
-        case("list", &["list"], |_, root| Ok((Op::List { node: root, cookie: 0, max_bytes: 4096 }, b""))),
+        case("list", &["list"], |_, root| {
+            Ok((Op::List { node: root, cookie: 0, max_bytes: 4096, plus: true, ahead: true }, b""))
+        }),
         case("read many files", &["list read"], |s, root| {
             let file = node(s, root, "file")?;
             // The test is over before many of these are made.
