@@ -477,6 +477,20 @@ impl Incident {
         self.spans.iter().find(|span| span.phase == Phase::Fence).and_then(|span| span.ended_us)
     }
 
+    /// The generation below which the fence made contracts void; `None`: nothing is fenced yet.
+    pub fn fenced_below(&self) -> Option<u64> {
+        self.is_done(Phase::Fence).then(|| self.fact(Phase::Fence, "below").and_then(Value::as_u64)).flatten()
+    }
+
+    /// The time so many seconds before the alert, by the gateway's clock: Unix seconds.
+    pub fn reach(&self, secs: u64) -> u64 {
+        let alert_us = self.cause.at_us.min(self.opened_us);
+        let fenced_us = self.fenced_us().unwrap_or(self.opened_us);
+        let gateway_us = self.fact(Phase::Fence, "fenced_at_us").and_then(Value::as_u64).unwrap_or(fenced_us);
+        let at_alert = gateway_us.saturating_sub(fenced_us.saturating_sub(alert_us));
+        (at_alert / 1_000_000).saturating_sub(secs)
+    }
+
     /// The `--json` form.
     pub fn to_json(&self) -> Value {
         let (standing, reason) = match &self.standing {

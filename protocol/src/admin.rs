@@ -114,6 +114,8 @@ pub struct UndoRequest {
     pub contract: Option<ContractId>,
     /// Not the application's changes, but those of this undo.
     pub undo: Option<ContractId>,
+    /// Only those under contracts of generations below this one.
+    pub below: Option<u64>,
     /// From when on, Unix seconds.
     pub since: u64,
     /// Only at or below this path, from the data root.

@@ -214,9 +214,51 @@ fn an_attacked_guest_comes_back_clean_by_itself() {
         "grep -rIlx 'STRONGROOM ENROLMENT 1' /run /etc/strongroom /var /tmp 2>/dev/null; true",
     ]);
     assert_eq!(found.run().unwrap(), "");
+    one_incident_is_taken_back_later(&house);
     eprintln!("alert to fence {} ms, to the end {} ms", incident["to_fence_ms"], incident["took_ms"]);
     house.lab.stop_recovery(StopHow::Clean).unwrap();
     house.lab.down().unwrap();
+}
+
+/// An incident whose steps take nothing back; what it was about is taken back afterwards, what the fresh guest did is not.
+fn one_incident_is_taken_back_later(house: &House) {
+    let mail = house.lab.data().join("users/alice/Mail");
+    let ruin = "for f in Mail/inbox/cur/*; do echo ruined again > $f; done; sync Mail";
+    house.lab.app("mail", ["sh", "-c", ruin]).run().unwrap();
+    let (code, json, said) = house.base(&["recover", "mail", "--steps", "fence, restart, reissue"]);
+    assert_eq!((code, &json["incident"]["number"]), (0, &2.into()), "{json:#} {said}");
+    assert_eq!(fs::read_to_string(mail.join("inbox/cur/1.eml")).unwrap(), "ruined again\n");
+    house.works("third");
+    let refused = |words: &[&str], exit: i32, says: &str| {
+        let (code, _, said) = house.base(words);
+        assert!(code == exit && said.contains(says), "{words:?}: {code} {said}");
+    };
+    refused(&["undo", "mail", "--incident", "99"], 4, "there is no incident 99");
+    refused(&["undo", "editor", "--incident", "2"], 2, "is about `mail`, not about `editor`");
+    refused(&["undo", "mail", "--incident", "2"], 2, "does not say how far back");
+    let told = |more: &[&str]| {
+        let words = [&["undo", "mail", "--incident", "2", "--since", "15m"], more].concat();
+        let (code, json, said) = house.base(&words);
+        assert_eq!(code, 0, "{json:#} {said}");
+        json["paths"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|item| (item["path"].as_str().unwrap().to_owned(), item["verdict"].clone()))
+            .collect::<Vec<_>>()
+    };
+    let one = ("users/alice/Mail/inbox/cur/1.eml".to_owned(), Value::from("restored"));
+    let note = ("users/alice/Mail/note".to_owned(), Value::from("kept"));
+    let dry = told(&["--dry-run"]);
+    assert!(dry.contains(&one) && dry.contains(&note), "{dry:?}");
+    assert_eq!(told(&["--path", "users/alice/Mail/inbox/cur/1.eml"]), [one.clone()]);
+    assert!(fs::read_to_string(mail.join("inbox/cur/1.eml")).unwrap().contains("Thursday at noon"));
+    let rest = told(&[]);
+    assert!(rest.contains(&note) && !rest.contains(&one), "{rest:?}");
+    for file in fs::read_dir(mail.join("inbox/cur")).unwrap() {
+        assert!(!fs::read_to_string(file.unwrap().path()).unwrap().contains("ruined"));
+    }
+    assert_eq!(fs::read_to_string(mail.join("note")).unwrap(), "third\n");
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! `contract undo`: takes back what an application changed.
 
 use std::io::{IsTerminal, stderr};
+use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
+use strongroom_base::incident::{Incident, dir_of};
 use strongroom_contracts::{Application, ContractId, DataPath};
 use strongroom_protocol::admin::{UndoItem, UndoProgress, UndoRequest, UndoVerdict};
 
@@ -30,7 +32,7 @@ pub(super) struct Undo {
     /// Whose changes
     #[arg(value_name = "APP")]
     application: Application,
-    /// Those of the last so long, such as `15m`
+    /// Those of the last so long, such as `15m`; with --incident, since so long before its alert
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     since: Option<u64>,
     /// Only those under this contract
@@ -39,6 +41,9 @@ pub(super) struct Undo {
     /// Not the application's changes, but what this undo did to them
     #[arg(long, value_name = "ID", conflicts_with = "contract")]
     undo: Option<ContractId>,
+    /// Only those under the contracts that this incident made void, since so long before its alert as its policy said
+    #[arg(long, value_name = "N", conflicts_with_all = ["contract", "undo"])]
+    incident: Option<u64>,
     /// Only at or below this path, from the data root
     #[arg(long, value_name = "PATH")]
     path: Option<DataPath>,
@@ -49,12 +54,15 @@ pub(super) struct Undo {
 
 impl Undo {
     pub(super) fn run(self, context: &Context) -> Result<Report, Failure> {
-        if self.since.is_none() && self.contract.is_none() && self.undo.is_none() {
+        if self.since.is_none() && self.contract.is_none() && self.undo.is_none() && self.incident.is_none() {
             return Err(Failure::bad("how far back is not said")
                 .hint("the last quarter of an hour: --since 15m")
-                .hint("everything under one contract: --contract ID (`contract list` shows them)"));
+                .hint("everything under one contract: --contract ID (`contract list` shows them)")
+                .hint("what an incident was about: --incident N (`contract incidents` shows them)"));
         }
         let base = context.base()?;
+        let incident =
+            self.incident.map(|number| self.of_incident(&base.incidents_dir(), number)).transpose()?;
         let mut client = context.connect(&base)?;
         // The gateway's clock tells when changes were made.
         let now = client.status().map_err(gateway_failure)?.now;
@@ -62,7 +70,12 @@ impl Undo {
             application: self.application.clone(),
             contract: self.contract,
             undo: self.undo,
-            since: self.since.map_or(0, |secs| now.saturating_sub(secs)),
+            below: incident.map(|(below, _)| below),
+            since: match (incident, self.since) {
+                (Some((_, since)), _) => since,
+                (None, Some(secs)) => now.saturating_sub(secs),
+                (None, None) => 0,
+            },
             path: self.path.clone(),
             dry_run: self.dry_run,
         };
@@ -75,6 +88,32 @@ impl Undo {
         }
         let items = client.undo_items(run).map_err(gateway_failure)?;
         Ok(self.render(context, run, &progress, &items))
+    }
+
+    /// The generation below which an incident made contracts void, and since when it goes back, Unix seconds.
+    fn of_incident(&self, dir: &Path, number: u64) -> Result<(u64, u64), Failure> {
+        let path = dir_of(dir, number);
+        if !path.exists() {
+            return Err(Failure::not_found(format!("there is no incident {number}"))
+                .hint("those that there are: contract incidents"));
+        }
+        let found = Incident::read(&path)?;
+        if found.application != self.application {
+            return Err(Failure::bad(format!(
+                "incident {number} is about `{}`, not about `{}`",
+                found.application, self.application
+            ))
+            .hint(format!("contract undo {} --incident {number}", found.application)));
+        }
+        let below = found.fenced_below().ok_or_else(|| {
+            Failure::bad(format!("incident {number} has fenced nothing yet"))
+                .hint(format!("how it stands: contract incidents {number}"))
+        })?;
+        let secs = self.since.or(found.undo_secs).ok_or_else(|| {
+            Failure::bad(format!("incident {number} does not say how far back: its steps had no `undo`"))
+                .hint("since a quarter of an hour before its alert: --since 15m")
+        })?;
+        Ok((below, found.reach(secs)))
     }
 
     fn render(

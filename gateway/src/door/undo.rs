@@ -58,6 +58,7 @@ fn undo(gateway: &Arc<Gateway>, request: UndoRequest) -> Answer {
             None => request.application.as_str().to_owned(),
         },
         contract: request.undo.or(request.contract).map(|id| *id.as_bytes()),
+        below: request.below.filter(|_| request.undo.is_none()),
         since_us: request.since.saturating_mul(1_000_000),
         until_us: u64::MAX,
         path: request.path.map(|path| path.as_str().as_bytes().to_vec()),

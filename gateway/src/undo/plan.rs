@@ -20,6 +20,8 @@ pub struct Filter {
     pub application: String,
     /// Only those under this contract (any block of its chain), or of this undo.
     pub contract: Option<[u8; 16]>,
+    /// Only those under contracts of generations below this one.
+    pub below: Option<u64>,
     /// From here on, in microseconds since the Unix epoch; the beginning of an interval of ten seconds.
     pub since_us: u64,
     /// To here.
@@ -74,12 +76,17 @@ impl From<Errno> for UndoError {
     }
 }
 
+/// The numbers of a contract, outermost first.
+type Ids = Arc<[[u8; 16]]>;
+
 /// A record with what its log says of it.
 #[derive(Clone, Debug)]
 pub(super) struct Told {
     pub(super) application: Arc<str>,
     /// The contract's numbers.
-    pub(super) ids: Arc<[[u8; 16]]>,
+    pub(super) ids: Ids,
+    /// The contract's generation.
+    pub(super) generation: u64,
     pub(super) record: Record,
 }
 
@@ -104,8 +111,8 @@ impl Story {
         let mut origins = HashMap::new();
         for log in undo.all_logs() {
             let application: Arc<str> = log.application.as_str().into();
-            let nobody: Arc<[[u8; 16]]> = Arc::new([]);
-            let mut contracts: HashMap<u32, Arc<[[u8; 16]]>> = HashMap::new();
+            let nobody: Ids = Arc::new([]);
+            let mut contracts: HashMap<u32, (Ids, u64)> = HashMap::new();
             let mut segment = None;
             // Undos are few, and each may be about another's.
             let from = if log.application == OWN_NAME { 0 } else { since };
@@ -114,11 +121,12 @@ impl Story {
                     contracts.clear();
                     segment = of_segment;
                 }
-                if let What::Contract { index, ids, .. } = &record.what {
-                    contracts.insert(*index, ids.as_slice().into());
+                if let What::Contract { index, ids, generation } = &record.what {
+                    contracts.insert(*index, (ids.as_slice().into(), *generation));
                     continue;
                 }
-                let ids = contracts.get(&record.contract).unwrap_or(&nobody);
+                let known = contracts.get(&record.contract);
+                let (ids, generation) = known.map_or((&nobody, 0), |(ids, generation)| (ids, *generation));
                 if let (What::Undone { application, contract, .. }, Some(run)) = (&record.what, ids.first()) {
                     origins.insert(*run, (application.clone(), *contract));
                 }
@@ -128,7 +136,12 @@ impl Story {
                 if all.len() >= MOST_RECORDS {
                     return Err(UndoError::TooMany);
                 }
-                all.push(Told { application: Arc::clone(&application), ids: Arc::clone(ids), record });
+                all.push(Told {
+                    application: Arc::clone(&application),
+                    ids: Arc::clone(ids),
+                    generation,
+                    record,
+                });
             }
         }
         all.sort_by_key(|told| told.record.seq);
@@ -231,6 +244,7 @@ impl Filter {
             && (self.since_us..=self.until_us).contains(&told.record.seq)
             && told.record.window > 0
             && self.contract.is_none_or(|id| told.ids.contains(&id))
+            && self.below.is_none_or(|below| told.generation < below)
     }
 }
 

@@ -118,6 +118,7 @@ struct Journal {
     since_us: u64,
     until_us: u64,
     path: Option<Vec<u8>>,
+    below: Option<u64>,
 }
 
 fn path(id: RunId) -> String {
@@ -126,8 +127,8 @@ fn path(id: RunId) -> String {
 
 /// Notes durably that an undo begins.
 pub(super) fn note(vault: &Vault, run: &Run) -> Result<(), UndoError> {
-    let Filter { application, contract, since_us, until_us, path: below } = run.filter.clone();
-    let journal = Journal { application, contract, since_us, until_us, path: below };
+    let Filter { application, contract, since_us, until_us, path: only, below } = run.filter.clone();
+    let journal = Journal { application, contract, since_us, until_us, path: only, below };
     let bytes = bincode::encode_to_vec(journal, bincode::config::standard())
         .map_err(|_| UndoError::Io(std::io::ErrorKind::InvalidData))?;
     Ok(vault.write(&path(run.id), &bytes)?)
@@ -148,8 +149,8 @@ pub(super) fn interrupted(vault: &Vault) -> Result<Vec<Arc<Run>>, UndoError> {
         let bytes = vault.read(&path(id))?;
         let config = bincode::config::standard().with_limit::<{ 1 << 20 }>();
         let Ok((journal, _)) = bincode::decode_from_slice::<Journal, _>(&bytes, config) else { continue };
-        let Journal { application, contract, since_us, until_us, path } = journal;
-        let filter = Filter { application, contract, since_us, until_us, path };
+        let Journal { application, contract, since_us, until_us, path, below } = journal;
+        let filter = Filter { application, contract, since_us, until_us, path, below };
         found.push(Run::new(id, filter, false, true));
     }
     Ok(found)

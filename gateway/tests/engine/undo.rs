@@ -1,6 +1,6 @@
 //! The undo log: each kind of change is taken back, what others did is kept, nothing breaks by a crash.
 
-use strongroom_contracts::{UndoFull, UndoSpace};
+use strongroom_contracts::{Rights, UndoFull, UndoSpace};
 use strongroom_gateway::undo::{Filter, Item, UndoError, Verdict};
 use strongroom_protocol::attr::{Handle, OpenFlags, SetAttr, SetTime, Time};
 use strongroom_protocol::op::{Op, RenameMode};
@@ -359,6 +359,35 @@ fn another_contract_of_the_same_application_is_somebody_else() {
     assert_eq!(unrestored(&items), [("users/a/one".into(), Verdict::Kept)]);
     assert_eq!(world.bytes("users/a/one"), b"healed!st file");
     assert_eq!(world.bytes("users/b/three"), b"three");
+}
+
+#[test]
+fn a_later_generation_is_somebody_else() {
+    let mut world = Vaulted::new();
+    populate(&world);
+    let since = world.now();
+    let guest = |world: &Vaulted, id, generation| {
+        let mut one = grant("users", "/Files", Rights::READ_WRITE);
+        one.undo_secs = WINDOW;
+        world.guest_of(&contract_of("mail", id, generation, UndoSpace::default(), vec![one]))
+    };
+    // Two contracts of the generation that was fenced, then one of the next.
+    write_to(&guest(&world, 1, 4), "a/one", 0, b"damaged");
+    write_to(&guest(&world, 2, 4), "b/three", 0, b"DAMAG");
+    let fresh = guest(&world, 3, 5);
+    write_to(&fresh, "a/one", 0, b"healed!");
+    make(&fresh, Some("b"), "fresh", b"new");
+    // Generations are on the disk.
+    world.restart();
+    let filter = Filter { application: "mail".into(), below: Some(5), since_us: since, ..all() };
+    let dry = world.undo_by(filter.clone(), true).1;
+    let (_, items) = world.undo_by(filter.clone(), false);
+    assert_eq!(dry, items);
+    assert_eq!(unrestored(&items), [("users/a/one".into(), Verdict::Kept)]);
+    assert_eq!(world.bytes("users/a/one"), b"healed!st file");
+    assert_eq!(world.bytes("users/b/three"), b"three");
+    assert_eq!(world.bytes("users/b/fresh"), b"new");
+    assert_eq!(world.undo_by(Filter { below: Some(4), ..filter }, false).1, []);
 }
 
 #[test]

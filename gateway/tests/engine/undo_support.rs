@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use strongroom_contracts::{Rights, UndoSpace};
+use strongroom_contracts::{Effective, Rights, UndoSpace};
 use strongroom_gateway::clock::Clock;
 use strongroom_gateway::engine::{Engine, EngineOptions, EngineSession, SessionBounds, Turnstile};
 use strongroom_gateway::undo::{Filter, Item, Progress, RunId, UndoOptions, Verdict};
@@ -94,8 +94,11 @@ impl Vaulted {
     pub fn guest_with(&self, application: &str, id: u8, window: u64, space: UndoSpace) -> Guest {
         let mut one = grant("users", "/Files", Rights::READ_WRITE);
         one.undo_secs = window;
-        let contract = contract_of(application, id, 1, space, vec![one]);
-        let session = EngineSession::new(&self.engine, &contract, SessionBounds::default(), &[]);
+        self.guest_of(&contract_of(application, id, 1, space, vec![one]))
+    }
+
+    pub fn guest_of(&self, contract: &Effective) -> Guest {
+        let session = EngineSession::new(&self.engine, contract, SessionBounds::default(), &[]);
         Guest { engine: self.engine.clone(), session: Arc::new(session), turnstile: Turnstile::new() }
     }
 

@@ -26,7 +26,7 @@ const ASK: Duration = Duration::from_millis(20);
 pub(super) fn take(daemon: &Arc<Daemon>, open: &Arc<Open>) -> StepResult {
     let now = open.incident();
     let mut client = daemon.connect()?;
-    let since = since(&now);
+    let since = now.reach(now.undo_secs.unwrap_or(0));
     keep_blast(&mut client, &now, since)?;
     let Some((run, mut progress)) = begin(open, &now, &mut client, since)? else {
         return Ok(facts([("restored", 0.into()), ("since", since.into())]));
@@ -61,15 +61,6 @@ pub(super) fn take(daemon: &Arc<Daemon>, open: &Arc<Open>) -> StepResult {
     ]))
 }
 
-/// From when on, by the gateway's clock, Unix seconds: so long before the alert as the policy says.
-fn since(now: &Incident) -> u64 {
-    let alert_us = now.cause.at_us.min(now.opened_us);
-    let fenced_us = now.fenced_us().unwrap_or(now.opened_us);
-    let gateway_us = now.fact(Phase::Fence, "fenced_at_us").and_then(Value::as_u64).unwrap_or(fenced_us);
-    let at_alert = gateway_us.saturating_sub(fenced_us.saturating_sub(alert_us));
-    (at_alert / 1_000_000).saturating_sub(now.undo_secs.unwrap_or(0))
-}
-
 /// Begins the undo, or finds the one that was begun; `None`: there is nothing to take back.
 fn begin(
     open: &Open,
@@ -90,6 +81,7 @@ fn begin(
         application: now.application.clone(),
         contract: None,
         undo: None,
+        below: now.fenced_below(),
         since,
         path: None,
         dry_run: false,
