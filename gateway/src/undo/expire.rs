@@ -66,6 +66,7 @@ impl Undo {
     }
 
     fn strip(&self, log: &Log, segment: &Closed, pause: bool) -> Result<(), Errno> {
+        log.begin_forgetting(&self.vault, segment)?;
         let records = log.read(segment.first)?;
         for (n, record) in records.iter().filter(|record| record.keeps()).enumerate() {
             if let Some(ino) = self.vault.destroy(&log.application, record.seq)? {
@@ -76,5 +77,13 @@ impl Undo {
             }
         }
         log.strip(&self.vault, segment, records)
+    }
+
+    /// Goes on with what a crash interrupted: an undo must not meet records of which only a part is still kept.
+    pub(super) fn go_on_forgetting(&self, log: &Log) -> Result<(), Errno> {
+        match log.half_forgotten(&self.vault) {
+            Some(segment) => self.strip(log, &segment, false),
+            None => Ok(()),
+        }
     }
 }

@@ -353,6 +353,24 @@ impl Log {
         (oldest.window == 0 && (anyway || oldest.last < before_us)).then_some(oldest)
     }
 
+    /// Notes that what a segment keeps is about to be destroyed.
+    ///
+    /// # Errors
+    /// Those of the vault's file system.
+    pub(crate) fn begin_forgetting(&self, vault: &Vault, segment: &Closed) -> Result<(), Errno> {
+        vault.write(&self.forgetting(), name(segment.first).as_bytes())
+    }
+
+    fn forgetting(&self) -> String {
+        format!("logs/{}/forgetting", self.application)
+    }
+
+    /// The segment that was being forgotten when the process ended, if there is one.
+    pub(crate) fn half_forgotten(&self, vault: &Vault) -> Option<Closed> {
+        let first = number(&vault.read(&self.forgetting()).ok()?)?;
+        self.state.lock().closed.iter().find(|one| one.first == first && one.window > 0).copied()
+    }
+
     /// Writes a segment anew, without what could take its changes back: it goes on telling what happened. What it kept
     /// in the vault is destroyed already.
     pub(crate) fn strip(&self, vault: &Vault, segment: &Closed, records: Vec<Record>) -> Result<(), Errno> {
@@ -370,6 +388,7 @@ impl Log {
         }
         let path = format!("logs/{}/{}", self.application, name(segment.first));
         vault.write(&path, &bytes)?;
+        vault.remove(&self.forgetting())?;
         let mut state = self.state.lock();
         if let Some(old) = state.closed.iter_mut().find(|old| old.first == segment.first) {
             let less = (old.length + old.kept).saturating_sub(bytes.len() as u64);

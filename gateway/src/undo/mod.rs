@@ -149,6 +149,7 @@ impl Undo {
         };
         for application in applications {
             let log = undo.log(&application)?;
+            undo.go_on_forgetting(&log)?;
             undo.seq.fetch_max(log.newest().max(log.forgotten.load(Ordering::Relaxed)), Ordering::SeqCst);
         }
         Ok(undo)

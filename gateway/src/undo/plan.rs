@@ -279,7 +279,7 @@ pub(super) fn plan(undo: &Undo, tree: &Tree, filter: &Filter, run: [u8; 16]) -> 
         return Err(UndoError::Expired { application: filter.application.clone(), begins_us: forgotten + 1 });
     }
     let conflicts = conflicts(&story, filter, &steps);
-    let mut passing = passing(&story, &concerned);
+    let mut passing = passing(&story, &concerned, &conflicts);
     // A former undo may have brought some back.
     passing.retain(|object| story.places.find(tree, *object).is_err());
     Ok(Plan { story, steps, conflicts, passing, done, expired })
@@ -358,8 +358,9 @@ fn conflicts(story: &Story, filter: &Filter, steps: &[usize]) -> HashMap<Object,
     found
 }
 
-/// Objects that the steps made and took away again: nothing of them need be brought back to be taken away.
-fn passing(story: &Story, steps: &[usize]) -> HashSet<Object> {
+/// Objects that the steps made and took away again: nothing of them need be brought back to be taken away, unless somebody
+/// else's work went with them.
+fn passing(story: &Story, steps: &[usize], conflicts: &HashMap<Object, (Sides, String)>) -> HashSet<Object> {
     let mut names: HashMap<Object, i64> = HashMap::new();
     let mut made = HashSet::new();
     for told in steps.iter().filter_map(|place| story.all.get(*place)) {
@@ -378,8 +379,9 @@ fn passing(story: &Story, steps: &[usize]) -> HashSet<Object> {
             _ => {}
         }
     }
+    let foreign = |object: &Object| conflicts.get(object).is_some_and(|(sides, _)| sides.has(Sides::CONTENT));
     let mut passing: HashSet<Object> =
-        made.into_iter().filter(|object| names.get(object) == Some(&0)).collect();
+        made.into_iter().filter(|object| names.get(object) == Some(&0) && !foreign(object)).collect();
     // Not if something that stays was exchanged with it, or was in it.
     loop {
         let before = passing.len();

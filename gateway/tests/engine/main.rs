@@ -16,3 +16,4 @@ mod support;
 mod undo;
 mod undo_random;
 mod undo_support;
+mod undo_truth;

@@ -295,6 +295,12 @@ fn child() {
         runs.into_iter().for_each(|run| world.engine.carry_undo(run));
         return;
     }
+    if std::env::var_os("UNDO_TEST_EXPIRE").is_some() {
+        loop {
+            world.clock.forward(3600);
+            world.engine.expire_undo().unwrap();
+        }
+    }
     let guest = world.guest("mail", 1, WINDOW);
     let seed: u64 = std::env::var("UNDO_TEST_SEED").unwrap().parse().unwrap();
     let mut random = Random(seed);
@@ -348,8 +354,18 @@ fn killed(root: &Path, set: &[(&str, String)], after: Duration) {
 /// The process is killed while it changes things, and while it takes them back, again and again: in the end all is as it was.
 #[test]
 fn kills_while_changing_and_while_undoing() {
-    let mut random = Random(0x5eed_1234_abcd);
-    for round in 0..24 {
+    kills(24, 0x5eed_1234_abcd);
+}
+
+#[test]
+#[ignore = "takes minutes; a part of `make soak`"]
+fn hundreds_of_kills_while_changing_and_while_undoing() {
+    kills(500, 0xc0ff_ee00_5eed);
+}
+
+fn kills(rounds: u32, seed: u64) {
+    let mut random = Random(seed);
+    for round in 0..rounds {
         let dir = tempfile::tempdir().unwrap();
         let before = {
             let world = Vaulted::at(dir.path());
@@ -376,4 +392,92 @@ fn kills_while_changing_and_while_undoing() {
         }
         assert_eq!(world.snapshot(), before, "round {round}");
     }
+}
+
+/// The process is killed while it forgets, again and again: what is forgotten is told so, nothing comes back half, what is
+/// there stays, and the room is given back.
+#[test]
+fn kills_while_forgetting() {
+    forgets(6, 0x0f0e_0d0c_0b0a);
+}
+
+#[test]
+#[ignore = "takes minutes; a part of `make soak`"]
+fn hundreds_of_kills_while_forgetting() {
+    forgets(300, 0x7e57_0000_1234);
+}
+
+fn forgets(rounds: u32, seed: u64) {
+    const FILES: usize = 150;
+    let mut random = Random(seed);
+    for round in 0..rounds {
+        let dir = tempfile::tempdir().unwrap();
+        let mut versions: Vec<Vec<Vec<u8>>> = vec![];
+        {
+            let world = Vaulted::at(dir.path());
+            for n in 0..FILES {
+                world.file(&format!("users/{n}"), &vec![b'0'; 100 + n]);
+                versions.push(vec![vec![b'0'; 100 + n]]);
+            }
+            world.file("users/other", b"theirs");
+            // Hours apart: several segments, each forgotten by itself.
+            for hour in 0..4_u8 {
+                let guest = world.guest("mail", 1, WINDOW);
+                for (n, all) in versions.iter_mut().enumerate() {
+                    let bytes = vec![b'a' + hour; 90 + n];
+                    let Outcome::Entry(old) = guest.walk(0, &n.to_string()) else { panic!("{n}") };
+                    if (n + usize::from(hour)) % 3 == 0 {
+                        assert_eq!(guest.unlink(guest.root(0), &n.to_string()), Outcome::Done);
+                        let (handle, _) = created(guest.create(guest.root(0), &n.to_string(), BOTH));
+                        written(guest.write(handle, 0, &bytes));
+                        guest.release(handle);
+                    } else {
+                        let handle = opened(guest.open(old.node, OpenFlags { truncate: true, ..WRITE }));
+                        written(guest.write(handle, 0, &bytes));
+                        guest.release(handle);
+                    }
+                    all.push(bytes);
+                }
+                guest.session.close();
+                world.clock.forward(2 * 3600);
+            }
+        }
+        for _ in 0..1 + random.below(3) {
+            let expire = ("UNDO_TEST_EXPIRE", "1".to_owned());
+            killed(dir.path(), &[expire], Duration::from_micros(random.below(60_000)));
+        }
+        let world = Vaulted::at(dir.path());
+        // The present is nobody's to forget.
+        for (n, all) in versions.iter().enumerate() {
+            assert_eq!(Some(&world.bytes(&format!("users/{n}"))), all.last(), "round {round}");
+        }
+        // What can still be taken back comes back whole: each file is one of its versions; the rest is told.
+        let filter = Filter { application: "mail".into(), ..all() };
+        let run = world.engine.begin_undo(filter, false).unwrap();
+        world.engine.carry_undo(run);
+        let (progress, items) = world.progress(run);
+        assert!(items.iter().all(|item| item.verdict != Verdict::Failed), "round {round}: {items:?}");
+        let told_gone = progress.expired || progress.failed.is_some();
+        for (n, all) in versions.iter().enumerate() {
+            let name = format!("users/{n}");
+            let now = std::fs::read(world.path(&name)).ok();
+            let now = now.unwrap_or_else(|| panic!("round {round}: {name} is gone: {progress:?}"));
+            assert!(all.contains(&now), "round {round}: {name} is none of its versions: {now:?}");
+            assert!(now == all[0] || told_gone, "round {round}: {name}: {progress:?}");
+        }
+        assert_eq!(world.bytes("users/other"), b"theirs");
+        // All of it forgotten: the vault is empty, whatever was killed before.
+        world.clock.forward(3 * WINDOW);
+        world.engine.expire_undo().unwrap();
+        let kept = kept_below(&world.vault().join("kept"));
+        assert_eq!(kept, 0, "round {round}");
+    }
+}
+
+fn kept_below(dir: &Path) -> usize {
+    let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
+    entries
+        .map(|entry| entry.unwrap().path())
+        .map(|path| if path.is_dir() { kept_below(&path) } else { 1 })
+        .sum()
 }
