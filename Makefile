@@ -107,7 +107,7 @@ soak: need-test need-vm
 	  CONFORMANCE_ARGS="--seconds 300 --rounds 500 --files 20000"
 	$(CARGO) test --locked -p strongroom-tests -- --include-ignored
 	@if reason=$$(tests/guests/vm.sh --can); then $(MAKE) --no-print-directory vm; else echo "make soak: make vm was left out: $$reason"; fi
-	$(CARGO) test --locked -p strongroom-gateway --test engine -- --ignored hundreds_of_kills
+	$(CARGO) test --locked -p strongroom-gateway --test engine -- --ignored hundreds_of_kills power_is_lost
 
 check: need-build
 	$(CARGO) fmt --check

@@ -279,7 +279,11 @@ impl<'a> Capture<'a> {
         if records.is_empty() {
             return Ok(());
         }
-        self.write(undo, actor, Object::of(node), records, |mark| mark.sides = mark.sides.with(sides))
+        self.write(undo, actor, Object::of(node), records, |mark| mark.sides = mark.sides.with(sides))?;
+        if sides.has(Sides::MODE) {
+            self.must_sync_for(undo, actor, &[Object::of(node)])?;
+        }
+        Ok(())
     }
 
     /// An extended attribute is about to be set or removed.
@@ -375,6 +379,7 @@ impl<'a> Capture<'a> {
         let seq = record.seq;
         records.push(record);
         self.write_names(undo, actor, dir, records)?;
+        self.must_sync_for(undo, actor, &[Object::told(stat)])?;
         let many = stat.nlink() > 1 && !directory;
         if let Err(error) = undo.vault.take(fd, name, &actor.writer.application, seq, many) {
             undo.later(actor, What::Void { record: seq });
@@ -382,6 +387,17 @@ impl<'a> Capture<'a> {
         }
         if many || node.is_open() {
             self.tree.vaulted.add(stat.ino());
+        }
+        Ok(())
+    }
+
+    /// What is told of these objects has to outlast a loss of power, unless they were made so lately that nobody would miss
+    /// them: a database's journal, a lock file.
+    fn must_sync_for(&self, undo: &Undo, actor: &Actor, objects: &[Object]) -> Checked<()> {
+        let writer = actor.number | if self.window == 0 { super::UNKEPT } else { 0 };
+        let interval = undo.interval();
+        if self.window > 0 && !objects.iter().all(|object| undo.marks.is_own(*object, writer, interval)) {
+            undo.log_of(actor)?.must_sync();
         }
         Ok(())
     }
@@ -436,6 +452,7 @@ impl<'a> Capture<'a> {
             let seq = record.seq;
             records.push(record);
             self.write_both(undo, actor, from, to, records)?;
+            self.must_sync_for(undo, actor, &[object, Object::of(other)])?;
             return act().inspect_err(|_| undo.later(actor, What::Void { record: seq }));
         }
         let keeps = self.window > 0 && target.is_some();
@@ -455,6 +472,10 @@ impl<'a> Capture<'a> {
         let seq = record.seq;
         records.push(record);
         self.write_both(undo, actor, from, to, records)?;
+        self.must_sync_for(undo, actor, &[object])?;
+        if let Some((other, _)) = target {
+            self.must_sync_for(undo, actor, &[Object::of(other)])?;
+        }
         let Some((other, stat)) = target.filter(|_| keeps) else {
             return act().inspect_err(|_| undo.later(actor, What::Void { record: seq }));
         };

@@ -260,6 +260,11 @@ impl Log {
         Ok(())
     }
 
+    /// What was just written must be on the disk before a guest is told that its data are there.
+    pub(crate) fn must_sync(&self) {
+        self.unsynced.store(true, Ordering::Release);
+    }
+
     /// Brings pre-images and their records to the disk if there are any that are not there.
     ///
     /// # Errors

@@ -82,6 +82,13 @@ impl Marks {
         news.then_some(mark.writer)
     }
 
+    /// Whether an object was made by this writer in this interval, and nobody else has changed it.
+    pub(super) fn is_own(&self, object: Object, writer: u32, interval: u64) -> bool {
+        self.shard(object).lock().get(&object).is_some_and(|mark| {
+            (mark.writer, mark.interval, mark.base) == (writer, interval, 0) && mark.sides.has(Sides::ALL)
+        })
+    }
+
     /// Who changed an object last, and the number of the last record about it.
     pub(super) fn last(&self, object: Object) -> Option<(u32, u64)> {
         self.shard(object).lock().get(&object).map(|mark| (mark.writer, mark.last))

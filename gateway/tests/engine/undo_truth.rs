@@ -267,9 +267,9 @@ proptest! {
     fn two_writers_in_turns(steps in prop::collection::vec((any::<bool>(), step()), 1..40)) {
         let world = Vaulted::new();
         let mut model = Model::default();
-        for name in 0..3 {
+        for (name, text) in NAMES.iter().enumerate().take(3) {
             let bytes = vec![b'0' + name as u8; 2500];
-            world.file(&format!("users/{}", NAMES[name]), &bytes);
+            world.file(&format!("users/{text}"), &bytes);
             model.make(name, bytes);
         }
         let since = world.now();
