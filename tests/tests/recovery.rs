@@ -252,7 +252,7 @@ fn one_incident_is_taken_back_later(house: &House) {
     let note = ("users/alice/Mail/note".to_owned(), Value::from("kept"));
     let dry = told(&["--dry-run"]);
     assert!(dry.contains(&one) && dry.contains(&note), "{dry:?}");
-    assert_eq!(told(&["--path", "users/alice/Mail/inbox/cur/1.eml"]), [one.clone()]);
+    assert_eq!(told(&["--path", "users/alice/Mail/inbox/cur/1.eml"]), std::slice::from_ref(&one));
     assert!(fs::read_to_string(mail.join("inbox/cur/1.eml")).unwrap().contains("Thursday at noon"));
     let rest = told(&[]);
     assert!(rest.contains(&note) && !rest.contains(&one), "{rest:?}");
