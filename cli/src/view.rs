@@ -185,6 +185,7 @@ impl View {
             "detection": {
                 "verdict": self.detection.verdict.name(), "burst": self.detection.burst,
                 "slow": self.detection.slow, "removed": self.detection.removed,
+                "churn": self.detection.churn, "denied": self.detection.denied, "decoys": self.detection.decoys,
             },
             "undo": { "space_bytes": self.undo.bytes, "full": self.undo.full.name() },
             "policy": self.policy.to_string(),
@@ -226,6 +227,9 @@ impl View {
                 line("detection", "changes that look like ransomware fence it at once".to_owned())
             }
             OnVerdict::Off => line("detection", "changes are not watched".to_owned()),
+        }
+        if let Some(churn) = self.detection.churn {
+            line("detection", format!("it changes at most {churn} files of others within a minute"));
         }
         if self.undo.full == UndoFull::Forget {
             line("undo", "the oldest changes are forgotten when its space is used up".to_owned());

@@ -28,6 +28,9 @@ impl OnVerdict {
     }
 }
 
+/// The most decoys of a grant.
+pub const MAX_DECOYS: u8 = 16;
+
 /// Detection for one application. No authority: attenuations leave it as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Detection {
@@ -39,10 +42,25 @@ pub struct Detection {
     pub slow: u32,
     /// Files of others removed within about ten seconds, with nothing in their place.
     pub removed: u32,
+    /// Files of others that the application is declared to change within a minute at most; `None`: not declared, and only
+    /// what is unusual for it counts for more.
+    pub churn: Option<u32>,
+    /// Denied operations of one session within ten seconds that are a violation.
+    pub denied: u32,
+    /// Files that the gateway plants at the top of each grant whose files may be changed; whoever changes one is found out.
+    pub decoys: u8,
 }
 
 impl Default for Detection {
     fn default() -> Detection {
-        Detection { verdict: OnVerdict::Alert, burst: 8, slow: 40, removed: 24 }
+        Detection {
+            verdict: OnVerdict::Alert,
+            burst: 8,
+            slow: 40,
+            removed: 24,
+            churn: None,
+            denied: 200,
+            decoys: 0,
+        }
     }
 }

@@ -54,6 +54,8 @@ pub enum Domain {
     Revocation,
     /// A fence receipt, signed by the gateway.
     Receipt,
+    /// What the names of a gateway's decoys are drawn from; never leaves the gateway.
+    Decoys,
 }
 
 impl Domain {
@@ -63,6 +65,7 @@ impl Domain {
             Domain::Attenuation => b"strongroom attenuation 1\0",
             Domain::Revocation => b"strongroom revocation 1\0",
             Domain::Receipt => b"strongroom fence receipt 1\0",
+            Domain::Decoys => b"strongroom decoys 1\0",
         }
     }
 
@@ -74,6 +77,13 @@ impl Domain {
 /// An Ed25519 signature.
 #[derive(Clone, Copy, PartialEq, Eq, Encode, Decode)]
 pub struct Signature(pub(crate) [u8; 64]);
+
+impl Signature {
+    /// The bytes.
+    pub const fn to_bytes(self) -> [u8; 64] {
+        self.0
+    }
+}
 
 impl fmt::Debug for Signature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

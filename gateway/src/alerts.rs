@@ -1,14 +1,21 @@
-//! Alerts for recovery: kept in memory until they were asked for, numbered, bounded.
+//! Alerts for recovery: kept until they were asked for, numbered, bounded. Those that rest on what is forgotten with the process
+//! (what was seen of an application's changes) are also on the disk before the change that gave rise to them is answered, and
+//! told again by the next process; whoever hears them knows by their time what was dealt with.
 //!
 //! A kind of alert about one application is kept at most once a second, with a count: a guest that breaks every rule ten
 //! thousand times a second fills neither the list nor anyone's log, and does not push other applications' alerts out.
 
 use std::collections::{HashMap, VecDeque};
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use strongroom_contracts::{Application, Right, Rights};
 use strongroom_protocol::admin::{Alert, AlertKind, MAX_EVIDENCE_BYTES};
+use strongroom_protocol::codec;
 use strongroom_protocol::hello::SessionId;
 use strongroom_protocol::reply::Failure;
 
@@ -22,17 +29,22 @@ const MAX_KEPT: usize = 4096;
 const COUNT_FOR: Duration = Duration::from_secs(1);
 /// Kinds of alerts and sessions with denials that are told apart; the table is cleared when it is full.
 const MAX_TOLD_APART: usize = 4096;
-/// Denials in one session within [`DENIED_WITHIN`] that make an alert: a program that does not know its rights asks a few
-/// times and gives up; one that goes through everything it can name does not.
-const DENIED_MOST: u32 = 200;
-/// See [`DENIED_MOST`].
+/// How long denials of a session are counted. So many as its contract says make an alert: a program that does not know its
+/// rights asks a few times and gives up; one that goes through everything it can name does not.
 const DENIED_WITHIN: Duration = Duration::from_secs(10);
 
-/// The alerts of this process.
+/// Alerts that are kept on the disk.
+const MAX_WRITTEN: usize = 64;
+/// How long they are told again, in microseconds: recovery takes older ones for no news.
+const WRITTEN_FOR_US: u64 = 86_400_000_000;
+
+/// The alerts of this process, and grave ones of the former.
 #[derive(Default)]
 pub struct Alerts {
     kept: Mutex<Kept>,
     raised: Condvar,
+    /// Where grave ones are kept; held while they are written.
+    file: Mutex<Option<PathBuf>>,
 }
 
 #[derive(Default)]
@@ -49,9 +61,12 @@ struct Counted {
     more: u32,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Denied {
     since: Instant,
     count: u32,
+    /// Those that named a node or a handle that the session was never given, or another grant.
+    probes: u32,
 }
 
 /// Alerts after one.
@@ -65,7 +80,55 @@ pub struct After {
     pub missed: u64,
 }
 
+/// Whether it would be forgotten for good with the process.
+fn is_grave(kind: AlertKind) -> bool {
+    matches!(kind, AlertKind::Ransomware | AlertKind::UndoSpace)
+}
+
 impl Alerts {
+    /// Goes on with the grave alerts of a former process. `now_us`: the time, Unix microseconds.
+    ///
+    /// # Errors
+    /// The file is there and cannot be read. What it holds besides alerts is dropped.
+    pub fn open(file: PathBuf, now_us: u64) -> io::Result<Alerts> {
+        let written = match fs::read(&file) {
+            Ok(bytes) => codec::decode_list::<Vec<Alert>>(&bytes).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => vec![],
+            Err(error) => return Err(error),
+        };
+        let mut kept = Kept::default();
+        for mut alert in written {
+            if alert.at_us.saturating_add(WRITTEN_FOR_US) >= now_us {
+                kept.newest += 1;
+                alert.number = kept.newest;
+                kept.list.push_back(alert);
+            }
+        }
+        Ok(Alerts { kept: Mutex::new(kept), raised: Condvar::new(), file: Mutex::new(Some(file)) })
+    }
+
+    /// Brings the grave alerts to the disk.
+    ///
+    /// # Errors
+    /// Those of the disk. They are still in memory.
+    fn write(&self) -> io::Result<()> {
+        let file = self.file.lock();
+        let Some(path) = &*file else { return Ok(()) };
+        let mut grave: Vec<Alert> = {
+            let kept = self.kept.lock();
+            kept.list.iter().rev().filter(|alert| is_grave(alert.kind)).take(MAX_WRITTEN).cloned().collect()
+        };
+        grave.reverse();
+        let bytes = codec::encode_list(&grave).map_err(io::Error::other)?;
+        let new = path.with_extension("new");
+        let mut options = fs::OpenOptions::new();
+        let mut out = options.create(true).truncate(true).write(true).mode(0o600).open(&new)?;
+        out.write_all(&bytes)?;
+        out.sync_all()?;
+        fs::rename(&new, path)?;
+        path.parent().map_or(Ok(()), |dir| fs::File::open(dir)?.sync_all())
+    }
+
     /// Numbers an alert and keeps it, unless an equal one was kept a moment ago: then that is counted. Returns whether
     /// it was kept.
     pub fn raise(&self, mut alert: Alert) -> bool {
@@ -91,9 +154,14 @@ impl Alerts {
         if kept.list.len() >= MAX_KEPT {
             kept.list.pop_front();
         }
+        let grave = is_grave(alert.kind);
         kept.list.push_back(alert);
         drop(kept);
         self.raised.notify_all();
+        if grave {
+            // Without the disk it is told from memory, and is on the audit trail.
+            let _ = self.write();
+        }
         true
     }
 
@@ -120,7 +188,7 @@ impl Alerts {
     }
 
     /// Counts a denial; returns the number once it is more than a program that means no harm brings about.
-    fn denied(&self, session: SessionId) -> Option<u32> {
+    fn denied(&self, session: SessionId, most: u32, probe: bool) -> Option<Denied> {
         let now = Instant::now();
         let mut kept = self.kept.lock();
         if kept.denied.len() >= MAX_TOLD_APART {
@@ -129,17 +197,22 @@ impl Alerts {
         if kept.denied.len() >= MAX_TOLD_APART {
             kept.denied.clear();
         }
-        let denied = kept.denied.entry(session).or_insert(Denied { since: now, count: 0 });
+        let denied = kept.denied.entry(session).or_insert(Denied::since(now));
         if now.duration_since(denied.since) >= DENIED_WITHIN {
-            *denied = Denied { since: now, count: 0 };
+            *denied = Denied::since(now);
         }
         denied.count += 1;
-        if denied.count < DENIED_MOST {
+        denied.probes += u32::from(probe);
+        if denied.count < most {
             return None;
         }
-        let count = denied.count;
-        *denied = Denied { since: now, count: 0 };
-        Some(count)
+        Some(std::mem::replace(denied, Denied::since(now)))
+    }
+}
+
+impl Denied {
+    fn since(now: Instant) -> Denied {
+        Denied { since: now, count: 0, probes: 0 }
     }
 }
 
@@ -174,9 +247,11 @@ impl Gateway {
             // Copying programs ask for modes and times where they may not set them, once for each file.
             Failure::Denied { missing } if missing.without(Rights::only(Right::Attr)).is_empty() => {}
             Failure::Denied { .. } | Failure::Stale | Failure::BadHandle => {
-                if let Some(count) = self.alerts.denied(session.id) {
+                let most = session.contract().effective.detection.denied;
+                let probe = !matches!(failure, Failure::Denied { .. });
+                if let Some(Denied { count, probes, .. }) = self.alerts.denied(session.id, most, probe) {
                     let evidence = format!(
-                        "{count} operations denied within {} s, the last: {}",
+                        "{count} operations denied within {} s, {probes} of them on things it was never given or that are gone, the last: {}",
                         DENIED_WITHIN.as_secs(),
                         what()
                     );
@@ -229,6 +304,29 @@ mod tests {
     }
 
     #[test]
+    fn grave_alerts_outlive_the_process_and_others_do_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = |now_us| Alerts::open(dir.path().join("alerts"), now_us).unwrap();
+        {
+            let alerts = open(2);
+            assert!(alerts.raise(alert("mail", AlertKind::Violation)));
+            assert!(alerts.raise(alert("mail", AlertKind::Ransomware)));
+            assert!(alerts.raise(alert("editor", AlertKind::UndoSpace)));
+            // Killed: nothing more is written.
+            std::mem::forget(alerts);
+        }
+        let next = open(3);
+        let all = next.after(0, 10, Duration::ZERO);
+        let kinds: Vec<_> = all.list.iter().map(|alert| (alert.number, alert.kind)).collect();
+        assert_eq!(kinds, [(1, AlertKind::Ransomware), (2, AlertKind::UndoSpace)]);
+        assert!(next.raise(alert("mail", AlertKind::Ransomware)));
+        assert_eq!(open(3).after(0, 10, Duration::ZERO).newest, 3);
+        assert_eq!(open(2 + WRITTEN_FOR_US).after(0, 10, Duration::ZERO).newest, 0, "a day later");
+        fs::write(dir.path().join("alerts"), b"damaged").unwrap();
+        assert_eq!(open(3).after(0, 10, Duration::ZERO).newest, 0);
+    }
+
+    #[test]
     fn one_who_waits_is_woken() {
         let alerts = Alerts::default();
         std::thread::scope(|scope| {
@@ -257,10 +355,11 @@ mod tests {
     fn denials_are_an_alert_only_in_numbers() {
         let alerts = Alerts::default();
         let session = SessionId([7; 16]);
-        for _ in 1..DENIED_MOST {
-            assert_eq!(alerts.denied(session), None);
+        for _ in 1..50 {
+            assert_eq!(alerts.denied(session, 50, false), None);
         }
-        assert_eq!(alerts.denied(session), Some(DENIED_MOST));
-        assert_eq!(alerts.denied(session), None, "counted from the start again");
+        let denied = alerts.denied(session, 50, true).unwrap();
+        assert_eq!((denied.count, denied.probes), (50, 1));
+        assert_eq!(alerts.denied(session, 50, false), None, "counted from the start again");
     }
 }

@@ -21,6 +21,7 @@
 //! - `Op::Ping`, `Op::Bye`, `Op::Forget` and `Op::CancelLock` are served too (`Bye` does nothing here; the door closes
 //!   the session). `Op::Forget` and `Op::Recalled` have no reply: do not send their outcome.
 
+mod decoys;
 mod dispatch;
 mod outside;
 mod replay;
@@ -35,8 +36,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rustix::io::Errno;
-use strongroom_contracts::Effective;
 use strongroom_contracts::chain::EffectiveGrant;
+use strongroom_contracts::{Effective, OnVerdict};
 use strongroom_protocol::attr;
 use strongroom_protocol::hello::GrantInfo;
 use strongroom_protocol::op::Op;
@@ -354,6 +355,10 @@ impl EngineSession {
             offences: lessees.offences(contract.ids.first().copied().unwrap_or(contract.id())),
         });
         lessees.add(&lessee);
+        let detection = contract.detection;
+        if detection.decoys > 0 && detection.verdict != OnVerdict::Off {
+            decoys::plant(&engine.shared, &grants, detection.decoys);
+        }
         EngineSession {
             engine: Arc::clone(&engine.shared),
             number,

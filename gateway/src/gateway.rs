@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+use strongroom_contracts::keys::Domain;
 use strongroom_contracts::{GatewayId, PublicKey, SecretKey, keys};
 use strongroom_protocol::hello::SessionId;
 use strongroom_protocol::reply::Event;
@@ -134,13 +135,18 @@ impl Gateway {
         let state = start.state;
         let lock = lock(state)?;
         let id = start.key.public().gateway_id();
-        let now = start.clock.now();
+        let (now, start_us) = (start.clock.now(), start.clock.now_us());
         let audit =
             Audit::open(state, start.limits.audit_bytes, start.limits.audit_files, start.clock.clone())?;
         let ledger = Ledger::open(&state.join("ledger.redb"), &id, now)?;
         let leases = LeaseOptions { recall: start.limits.recall, keep: start.limits.keep.unwrap_or(BLIND) };
-        let options =
-            EngineOptions { leases, special_files: start.special_files, ..EngineOptions::default() };
+        let decoys = start.key.sign(Domain::Decoys, id.as_bytes()).to_bytes();
+        let options = EngineOptions {
+            leases,
+            special_files: start.special_files,
+            decoys: Some(decoys),
+            ..EngineOptions::default()
+        };
         let engine = match start.undo {
             None => Engine::open(start.data, options)?,
             Some(undo) => {
@@ -152,6 +158,10 @@ impl Gateway {
                 Engine::with_undo(start.data, options, &kept)?
             }
         };
+        let alerts = Alerts::open(state.join("alerts"), start_us).map_err(|source| StartError::State {
+            path: state.join("alerts").display().to_string(),
+            source,
+        })?;
         let sessions_dir = state.join("sessions");
         make_directory(&sessions_dir)?;
         let machine = read_machine_boot();
@@ -164,7 +174,7 @@ impl Gateway {
             started: now,
             clock: start.clock,
             audit,
-            alerts: Alerts::default(),
+            alerts,
             ledger,
             engine,
             threads: Threads::new(start.limits.connections + 2 * start.limits.workers + 64),

@@ -7,6 +7,9 @@
 //!
 //! What the application made itself does not count: builds, caches, repacking and journals are its own business.
 
+mod churn;
+pub(crate) mod decoy;
+mod removal;
 mod sample;
 mod tally;
 
@@ -18,6 +21,9 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use strongroom_contracts::{Application, Detection, OnVerdict};
 
+use churn::Churn;
+use decoy::Decoys;
+use removal::Removals;
 pub(crate) use sample::{Look, SAMPLE};
 use tally::Tally;
 
@@ -29,8 +35,12 @@ const MAX_MADE: usize = 65_536;
 const MAX_SUFFIXES: usize = 64;
 /// The longest suffix that is looked at, in bytes.
 const MAX_SUFFIX: usize = 32;
-/// Pieces of a file that are compared.
-const PIECES: u8 = 4;
+/// Pieces of a file that are all compared; of more, one in [`SELDOM`], so that a few honest pieces first are no cover.
+const PIECES: u32 = 4;
+/// See [`PIECES`].
+const SELDOM: u32 = 16;
+/// How much more harm counts while an application changes far more files than it ever did.
+const UNUSUAL: f64 = 1.5;
 /// Paths that a verdict names.
 const NAMED: usize = 5;
 /// What a whole number of files may have faded by while they were counted.
@@ -50,7 +60,11 @@ pub struct Verdict {
 
 /// The watches of all applications: a new session does not begin from nothing.
 #[derive(Default)]
-pub(crate) struct Watches(Mutex<HashMap<Application, Arc<Watch>>>);
+pub(crate) struct Watches {
+    all: Mutex<HashMap<Application, Arc<Watch>>>,
+    /// Whoever planted them, they are nobody's to change.
+    pub(crate) decoys: Arc<Decoys>,
+}
 
 /// Applications that are remembered; there are as many as policy files.
 const MAX_APPLICATIONS: usize = 4096;
@@ -61,11 +75,13 @@ impl Watches {
         if terms.verdict == OnVerdict::Off {
             return None;
         }
-        let mut all = self.0.lock();
+        let mut all = self.all.lock();
         if all.len() >= MAX_APPLICATIONS && !all.contains_key(application) {
             all.clear();
         }
-        let watch = all.entry(application.clone()).or_insert_with(|| Arc::new(Watch::new(terms)));
+        let watch = all
+            .entry(application.clone())
+            .or_insert_with(|| Arc::new(Watch::new(terms, Arc::clone(&self.decoys))));
         watch.state.lock().terms = terms;
         Some(Arc::clone(watch))
     }
@@ -76,6 +92,7 @@ pub(crate) struct Watch {
     began: Instant,
     /// There is a verdict to be taken.
     judged: AtomicBool,
+    decoys: Arc<Decoys>,
     state: Mutex<State>,
 }
 
@@ -86,8 +103,8 @@ struct File {
     before: Option<Look>,
     /// It was cut to nothing, and what comes is still to be seen.
     emptied: bool,
-    /// Pieces compared.
-    pieces: u8,
+    /// Pieces written.
+    pieces: u32,
     /// What its beginning looks like since.
     after: Option<Look>,
     /// How much harm was counted, 0 to 1.
@@ -103,7 +120,8 @@ struct State {
     made_order: VecDeque<FileId>,
     burst: Tally,
     slow: Tally,
-    removed: Tally,
+    removed: Removals,
+    churn: Churn,
     /// New files that look even: copies, perhaps, of what is removed next.
     even_copies: Tally,
     suffixes: HashMap<Vec<u8>, u32>,
@@ -131,10 +149,11 @@ impl About<'_> {
 }
 
 impl Watch {
-    pub(crate) fn new(terms: Detection) -> Watch {
+    pub(crate) fn new(terms: Detection, decoys: Arc<Decoys>) -> Watch {
         Watch {
             began: Instant::now(),
             judged: AtomicBool::new(false),
+            decoys,
             state: Mutex::new(State {
                 terms,
                 files: HashMap::new(),
@@ -143,7 +162,8 @@ impl Watch {
                 made_order: VecDeque::new(),
                 burst: Tally::with_half_life(60.0),
                 slow: Tally::with_half_life(3.0 * 3600.0),
-                removed: Tally::with_half_life(10.0),
+                removed: Removals::default(),
+                churn: Churn::default(),
                 even_copies: Tally::with_half_life(60.0),
                 suffixes: HashMap::new(),
                 named: VecDeque::new(),
@@ -185,27 +205,41 @@ impl Watch {
     pub(crate) fn writes(&self, about: &About<'_>, offset: u64, data: &[u8], size: u64) {
         let mut state = self.state.lock();
         let made = state.made.contains(&about.file);
-        let file = state.file(about.file);
         if made {
+            let file = state.file(about.file);
             if offset == 0 && file.after.is_none() {
                 let look = Look::at(data, true);
                 file.after = Some(look);
-                if look == Look::Even {
-                    let now = self.now();
-                    state.even_copies.add(now, 1.0);
+                let now = self.now();
+                match look {
+                    Look::Even => state.even_copies.add(now, 1.0),
+                    look => state.removed.copied(look, now),
                 }
             }
             return;
         }
-        if offset >= size && !file.emptied || file.pieces >= PIECES {
+        let emptied = state.file(about.file).emptied;
+        if offset >= size && !emptied {
             return;
         }
-        file.pieces += 1;
-        let before = match file.before.filter(|_| std::mem::take(&mut file.emptied) || size == 0) {
+        self.churns(&mut state, about);
+        self.is_decoy(&mut state, about, "overwritten");
+        let now = self.now();
+        let file = state.file(about.file);
+        file.pieces = file.pieces.saturating_add(1);
+        if file.pieces > PIECES && !file.pieces.is_multiple_of(SELDOM) && !emptied {
+            return;
+        }
+        file.emptied = false;
+        let before = match file.before.filter(|_| emptied || size == 0) {
             Some(before) => before,
             None => about.look(offset, data.len()),
         };
         let after = Look::at(data, offset == 0);
+        if emptied {
+            state.removed.came_back(now);
+        }
+        let file = state.file(about.file);
         if offset == 0 {
             file.before.get_or_insert(before);
             file.after = Some(after);
@@ -213,17 +247,19 @@ impl Watch {
         self.harm(&mut state, about, turned(before, after));
     }
 
-    /// A file is about to be cut to nothing.
+    /// A file is about to lose what it held: to be cut, or to have a hole punched.
     pub(crate) fn empties(&self, about: &About<'_>) {
         let mut state = self.state.lock();
         if state.made.contains(&about.file) {
             return;
         }
+        self.churns(&mut state, about);
+        self.is_decoy(&mut state, about, "emptied");
         let file = state.file(about.file);
-        if file.before.is_none() {
-            file.before = Some(about.look(0, SAMPLE));
+        let look = *file.before.get_or_insert_with(|| about.look(0, SAMPLE));
+        if !std::mem::replace(&mut file.emptied, true) && look.matters() {
+            self.goes(&mut state, about, look, "emptied");
         }
-        file.emptied = true;
     }
 
     /// The last name of a file is about to go.
@@ -232,9 +268,11 @@ impl Watch {
         if state.made.contains(&about.file) {
             return;
         }
+        self.churns(&mut state, about);
+        self.is_decoy(&mut state, about, "removed");
         let file = state.file(about.file);
         let look = *file.before.get_or_insert_with(|| about.look(0, SAMPLE));
-        let counted = file.harm > 0.0;
+        let counted = file.harm > 0.0 || file.emptied;
         if !look.matters() || counted {
             return;
         }
@@ -243,13 +281,7 @@ impl Watch {
             state.even_copies.add(now, -1.0);
             return self.harm(&mut state, about, Some((1.0, "replaced by an even copy")));
         }
-        state.removed.add(now, 1.0);
-        state.name(about, "removed");
-        if state.removed.at(now) >= f64::from(state.terms.removed) - FADED {
-            let number = state.removed.at(now).round() as u32;
-            self.convict(&mut state, number, "files of others removed within seconds");
-            state.removed.clear();
-        }
+        self.goes(&mut state, about, look, "removed");
     }
 
     /// One file is about to take the place of another, which goes.
@@ -258,6 +290,8 @@ impl Watch {
         if state.made.contains(&victim.file) {
             return;
         }
+        self.churns(&mut state, victim);
+        self.is_decoy(&mut state, victim, "replaced");
         let after = state.files.get(&by.file).and_then(|file| file.after);
         let after = after.unwrap_or_else(|| by.look(0, SAMPLE));
         let file = state.file(victim.file);
@@ -269,6 +303,9 @@ impl Watch {
 
     /// A file gets another name.
     pub(crate) fn renames(&self, about: &About<'_>, from: &[u8], to: &[u8]) {
+        if self.decoys.has(about.file) {
+            self.is_decoy(&mut self.state.lock(), about, "renamed");
+        }
         let Some(suffix) = new_suffix(from, to) else { return };
         let mut state = self.state.lock();
         if state.made.contains(&about.file) {
@@ -285,6 +322,42 @@ impl Watch {
         }
     }
 
+    /// What there was goes, and nothing is known to come instead.
+    fn goes(&self, state: &mut State, about: &About<'_>, look: Look, how: &str) {
+        let now = self.now();
+        let path = (about.path)();
+        let place = path.rsplit_once('/').map_or("", |(place, _)| place);
+        if !state.removed.gone(place, look, now) {
+            return;
+        }
+        state.name(about, how);
+        let most = f64::from(state.terms.removed);
+        if state.removed.at(now) >= most - FADED {
+            let number = state.removed.at(now).round() as u32;
+            self.convict(state, number, "files of others removed or emptied within seconds");
+            state.removed.clear();
+        }
+    }
+
+    /// Counts that a file of others is changed, whatever it becomes.
+    fn churns(&self, state: &mut State, about: &About<'_>) {
+        let now = self.now();
+        let Some(number) = state.churn.changes(about.file, now) else { return };
+        if state.terms.churn == Some(number.saturating_sub(1)) {
+            state.name(about, "changed");
+            let what = format!("files of others changed within a minute, and its policy says {}", number - 1);
+            self.convict(state, number, &what);
+        }
+    }
+
+    /// One change of a decoy is enough.
+    fn is_decoy(&self, state: &mut State, about: &About<'_>, how: &str) {
+        if self.decoys.has(about.file) {
+            state.name(about, how);
+            self.convict(state, 1, "decoy changed, which no honest work does");
+        }
+    }
+
     fn convict(&self, state: &mut State, files: u32, what: &str) {
         let named: Vec<String> = state.named.drain(..).collect();
         let evidence = format!("{files} {what}; the last: {}", named.join(", "));
@@ -294,6 +367,10 @@ impl Watch {
 
     fn harm(&self, state: &mut State, about: &About<'_>, harm: Option<(f64, &str)>) {
         let Some((amount, how)) = harm else { return };
+        let amount = match state.churn.is_unusual(self.now()) {
+            true => (amount * UNUSUAL).min(1.0),
+            false => amount,
+        };
         let file = state.file(about.file);
         let more = (amount - file.harm).max(0.0);
         if more == 0.0 {

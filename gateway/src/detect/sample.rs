@@ -13,7 +13,7 @@ const ENOUGH: usize = 256;
 const EVEN: f64 = 340.0;
 
 /// What bytes look like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Look {
     /// Too few to say.
     Short,

@@ -18,7 +18,7 @@ impl World {
     /// `number` files that were there before: texts, tables and pictures in turn.
     fn with(number: u64) -> World {
         let mut world = World {
-            watch: Watch::new(Detection::default()),
+            watch: Watch::new(Detection::default(), Arc::default()),
             files: RefCell::default(),
             next: number,
             seed: 42,
@@ -220,6 +220,78 @@ fn honest_work_is_left_alone() {
             world.write(1, page * 4096 % 12_000, &data);
         }
     });
+}
+
+#[test]
+fn a_declared_churn_is_held_to() {
+    let mut world = World::with(100);
+    world.watch.state.lock().terms.churn = Some(30);
+    for ino in (0..90).step_by(3).chain(0..1) {
+        world.write(ino, 0, b"Another letter, quite harmless in itself, and a little longer.");
+    }
+    assert_eq!(world.watch.take_verdict(), None);
+    world.write(93, 0, b"Another letter, quite harmless in itself, and a little longer.");
+    let verdict = world.watch.take_verdict().unwrap();
+    assert!(verdict.evidence.starts_with("31 files") && verdict.evidence.contains("says 30"), "{verdict:?}");
+}
+
+#[test]
+fn emptying_is_removing_unless_something_comes() {
+    let mut world = World::with(200);
+    let verdict = (0..200).find_map(|ino| {
+        world.empty(ino);
+        world.watch.take_verdict()
+    });
+    assert!(verdict.is_some_and(|verdict| verdict.evidence.contains("emptied")));
+}
+
+#[test]
+fn honest_pieces_first_are_no_cover() {
+    let files = until_verdict(|world, ino| {
+        for piece in 0..4 {
+            let same = world.files.borrow()[&ino][piece * 100..piece * 100 + 100].to_vec();
+            world.write(ino, piece as u64 * 100, &same);
+        }
+        for piece in 0..14 {
+            let data = world.even(400);
+            world.write(ino, piece * 400, &data);
+        }
+    });
+    assert!(files <= 12, "{files} files");
+}
+
+#[test]
+fn an_expiry_of_one_kind_in_one_place_is_not_a_wipe() {
+    let mut world = World::with(300);
+    for ino in (0..300).step_by(3) {
+        world.remove(ino);
+    }
+    assert_eq!(world.watch.take_verdict(), None);
+}
+
+/// What looking costs, per operation: `cargo test --release -p strongroom-gateway --lib cost -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn cost() {
+    let mut world = World::with(3000);
+    let data = "Another version. ".repeat(300).into_bytes();
+    let mut time = |what: &str, times: u64, mut act: Box<dyn FnMut(&mut World, u64) + '_>| {
+        let began = std::time::Instant::now();
+        (0..times).for_each(|n| act(&mut world, n));
+        println!("{what}: {} ns", began.elapsed().as_nanos() / u128::from(times));
+    };
+    let tell = |world: &World, ino: u64, offset: u64, data: &[u8]| {
+        world.about(ino, |about| world.watch.writes(about, offset, data, 6000));
+    };
+    time("first write to a file of others", 3000, Box::new(|world, n| tell(world, n, 0, &data)));
+    time("one of many writes to it", 1_000_000, Box::new(|world, n| tell(world, n % 100, 0, &data)));
+    time("a write beyond its end", 1_000_000, Box::new(|world, n| tell(world, n % 100, 6000, &data)));
+    time("making a file", 60_000, Box::new(|world, n| world.watch.makes((10_000 + n, 0))));
+    time(
+        "a write to a file of its own",
+        1_000_000,
+        Box::new(|world, n| tell(world, 10_000 + n % 100, 4096, &data)),
+    );
 }
 
 #[test]

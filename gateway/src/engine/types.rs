@@ -27,6 +27,8 @@ pub struct EngineOptions {
     pub special_files: SpecialFiles,
     /// Most directory descriptors kept open between operations.
     pub directory_fds: usize,
+    /// What decoys are drawn from; `None`: none are planted.
+    pub decoys: Option<[u8; 64]>,
 }
 
 impl Default for EngineOptions {
@@ -35,6 +37,7 @@ impl Default for EngineOptions {
             leases: LeaseOptions::default(),
             special_files: SpecialFiles::Refuse,
             directory_fds: 4096,
+            decoys: None,
         }
     }
 }

@@ -4,7 +4,7 @@ use rustix::fs::copy_file_range;
 use rustix::io::Errno;
 use strongroom_protocol::reply::Outcome;
 
-use super::sizes;
+use super::{sizes, watching};
 use crate::gate::refusal::{Checked, Refusal};
 use crate::gate::rules::Deed;
 use crate::gate::{OnHandles, Permit};
@@ -39,6 +39,12 @@ pub(crate) fn copy_range(
         permit.changing(&[(&to.node, Change::All { data: true, open: false })])?;
         let change = sizes::prepare(permit, &to.node, &stat, end)?;
         permit.undo().content(&to.node, target, &stat, to_offset, end)?;
+        if let Some(watch) = permit.watch() {
+            let coming = watching::sample(source, from_offset, available);
+            watching::about(permit.tree(), &to.node, |about| {
+                watch.writes(about, to_offset, &coming, stat.size());
+            });
+        }
         let (mut in_at, mut out_at) = (from_offset, to_offset);
         let mut count = 0;
         let mut error = None;

@@ -4,7 +4,7 @@ use rustix::fs::{FallocateFlags, fallocate as system_fallocate};
 use rustix::io::Errno;
 use strongroom_protocol::reply::Outcome;
 
-use super::sizes;
+use super::{sizes, watching};
 use crate::gate::refusal::{Checked, Refusal};
 use crate::gate::rules::Deed;
 use crate::gate::{OnHandle, Permit};
@@ -61,6 +61,10 @@ pub(crate) fn fallocate(
     let changes = shifts || mode.intersects(FallocateFlags::PUNCH_HOLE | FallocateFlags::ZERO_RANGE);
     let changed = if changes { offset } else { end }..if shifts { u64::MAX } else { end };
     permit.undo().content(&open.node, file, &stat, changed.start, changed.end)?;
+    let destroys = changes && !mode.contains(FallocateFlags::INSERT_RANGE);
+    if let Some(watch) = permit.watch().filter(|_| destroys && stat.size() > 0 && length >= stat.size() / 2) {
+        watching::about(permit.tree(), &open.node, |about| watch.empties(about));
+    }
     let result = system_fallocate(file, mode, offset, length);
     // Also after a failure: the file may have grown on the way.
     change.done(Stat::of(file)?.size());

@@ -92,6 +92,14 @@ pub(crate) fn rename_in(
         let (other, stat) = target.as_ref().ok_or_else(|| Refusal::errno(Errno::NOENT))?;
         reach.changing(&[&names[..], &[(other, mine)]].concat())?;
         reach.moving((from, to), crosses, &[&node, other])?;
+        if let Some(watch) = reach.watch() {
+            watching::about(tree, &node, |one| {
+                watching::about(tree, other, |other| {
+                    watch.replaces(one, other);
+                    watch.replaces(other, one);
+                });
+            });
+        }
         act(Some((other, stat)))?;
         tree.moved(&node, (from, name), (to, new_name));
         tree.moved(other, (to, new_name), (from, name));

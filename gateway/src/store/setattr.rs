@@ -126,7 +126,7 @@ fn resize(permit: &Permit<'_, OnNode>, size: u64) -> Checked<()> {
     permit.require(if size < stat.size() { Deed::Change } else { Deed::Extend })?;
     let change = sizes::prepare(permit, node, &stat, size)?;
     permit.undo().resize(node, file, &stat, size)?;
-    if let Some(watch) = permit.watch().filter(|_| size == 0 && stat.size() > 0) {
+    if let Some(watch) = permit.watch().filter(|_| size < stat.size() / 2) {
         watching::about(permit.tree(), node, |about| watch.empties(about));
     }
     ftruncate(file, size)?;

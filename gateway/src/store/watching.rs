@@ -1,12 +1,21 @@
 //! What the detector is told of a change, and how it looks at what is there.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rustix::fs::{FileType, OFlags};
 use rustix::io::pread;
 
-use crate::detect::About;
+use crate::detect::{About, SAMPLE};
 use crate::tree::{Node, Tree};
+
+/// What a copy would bring, as much of it as is looked at.
+pub(super) fn sample(source: &OwnedFd, offset: u64, length: u64) -> Vec<u8> {
+    let mut coming = vec![0; usize::try_from(length).map_or(SAMPLE, |length| length.min(SAMPLE))];
+    let count = pread(source, &mut coming[..], offset).unwrap_or(0);
+    coming.truncate(count);
+    coming
+}
 
 /// Calls `tell` with a regular file that is about to be changed.
 pub(super) fn about(tree: &Arc<Tree>, node: &Arc<Node>, tell: impl FnOnce(&About<'_>)) {

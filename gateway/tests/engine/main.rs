@@ -4,6 +4,7 @@
 
 mod appending;
 mod basics;
+mod decoys;
 mod drop_box;
 mod escapes;
 mod leases;

@@ -43,15 +43,24 @@ pub(super) fn compare(base: &Change, old: &Policy, new: &Policy, out: &mut Vec<C
             OnVerdict::Alert => 1,
             OnVerdict::Fence => 2,
         };
-        let wider = rank(b) < rank(a) || b.burst > a.burst || b.slow > a.slow || b.removed > a.removed;
+        let wider = rank(b) < rank(a)
+            || b.burst > a.burst
+            || b.slow > a.slow
+            || b.removed > a.removed
+            || b.churn.unwrap_or(u32::MAX) > a.churn.unwrap_or(u32::MAX)
+            || b.denied > a.denied
+            || b.decoys < a.decoys;
         let direction = if wider { Direction::Wider } else { Direction::Narrower };
         let words = |detection: Detection| {
             format!(
-                "{} at {} a minute, {} in hours, {} removed",
+                "{} at {} a minute, {} in hours, {} removed, {} changed a minute, {} denied; {} decoys",
                 detection.verdict.name(),
                 detection.burst,
                 detection.slow,
-                detection.removed
+                detection.removed,
+                detection.churn.map_or_else(|| "any number".to_owned(), |churn| churn.to_string()),
+                detection.denied,
+                detection.decoys
             )
         };
         out.push(changes(base, "detection", direction, &words(a), &words(b), new.detection.place.as_ref()));

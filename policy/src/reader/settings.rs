@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use strongroom_contracts::detection::MAX_DECOYS;
 use strongroom_contracts::terms::MAX_NETWORKS;
 use strongroom_contracts::{Audit, Detection, Network, OnVerdict, SessionLimits, UndoFull};
 use toml_edit::{Item, Value};
@@ -14,7 +15,8 @@ use crate::suggest::did_you_mean;
 use crate::units::{UnitError, parse_byte_rate, parse_count_rate, parse_duration, parse_size, show_duration};
 
 pub(super) const LIMIT_KEYS: [&str; 5] = ["read-rate", "write-rate", "op-rate", "in-flight", "open-handles"];
-pub(super) const DETECTION_KEYS: [&str; 4] = ["verdict", "burst", "slow", "removed"];
+pub(super) const DETECTION_KEYS: [&str; 7] =
+    ["verdict", "burst", "slow", "removed", "churn", "denied", "decoys"];
 pub(super) const RECOVERY_KEYS: [&str; 3] = ["on", "steps", "addresses"];
 
 /// Contracts are short-lived; a policy that asks for more than a year mistakes them for something else.
@@ -200,13 +202,31 @@ pub(super) fn detection(
     if let Some(verdict) = table.parsed(errors, "verdict", "fence", on_verdict) {
         detection.verdict = verdict.value;
     }
-    for (key, value) in
-        [("burst", &mut detection.burst), ("slow", &mut detection.slow), ("removed", &mut detection.removed)]
-    {
+    let mut churn = 0;
+    let numbers = [
+        ("burst", &mut detection.burst),
+        ("slow", &mut detection.slow),
+        ("removed", &mut detection.removed),
+        ("churn", &mut churn),
+        ("denied", &mut detection.denied),
+    ];
+    for (key, value) in numbers {
         let Some(item) = table.item(key) else { continue };
         match item.as_integer().and_then(|number| u32::try_from(number).ok()).filter(|number| *number > 0) {
             Some(number) => *value = number,
             None => table.wrong_type_or_range(errors, key),
+        }
+    }
+    detection.churn = Some(churn).filter(|churn| *churn > 0);
+    if let Some(item) = table.item("decoys") {
+        let number = item.as_integer().and_then(|number| u8::try_from(number).ok());
+        match number.filter(|number| *number <= MAX_DECOYS) {
+            Some(number) => detection.decoys = number,
+            None => {
+                let message = format!("`decoys` is a whole number from 0 to {MAX_DECOYS}, without quotes");
+                let error = errors.at(table.value_span("decoys"), message);
+                errors.push(error.help("three are plenty: they lie at the top of each grant"));
+            }
         }
     }
     Setting { value: detection, place: Some(errors.source.place(&table.span)) }
