@@ -273,9 +273,10 @@ fn an_expiry_of_one_kind_in_one_place_is_not_a_wipe() {
 #[test]
 #[ignore = "a measurement"]
 fn cost() {
+    type Act<'a> = Box<dyn FnMut(&mut World, u64) + 'a>;
     let mut world = World::with(3000);
     let data = "Another version. ".repeat(300).into_bytes();
-    let mut time = |what: &str, times: u64, mut act: Box<dyn FnMut(&mut World, u64) + '_>| {
+    let mut time = |what: &str, times: u64, mut act: Act<'_>| {
         let began = std::time::Instant::now();
         (0..times).for_each(|n| act(&mut world, n));
         println!("{what}: {} ns", began.elapsed().as_nanos() / u128::from(times));
