@@ -85,7 +85,6 @@ bench: need-bench
 	$(BIN)/bench $(PEERS) --json "$(TARGET)/bench/results.json" --html "$(TARGET)/bench/results.html" $(BENCH_ARGS)
 	$(BIN)/revoke $(REVOKE_ARGS)
 	$(BIN)/recovery $(RECOVERY_ARGS)
-	$(BIN)/ransomware $(RANSOMWARE_ARGS)
 	$(CARGO) bench --locked -p strongroom-benches --bench verify
 
 scale: need-build

@@ -196,7 +196,7 @@ fn settings_of_the_whole() {
         (
             "[recovery]",
             "[detection]\nburst = 20\n[recovery]",
-            "mail CHANGES detection from fence at 8 a minute, 40 in hours, 24 removed to fence at 20 a minute, 40 in hours, 24 removed",
+            "mail CHANGES detection from fence at 8 a minute, 40 in hours, 24 removed, any number changed a minute, 200 denied; 0 decoys to fence at 20 a minute, 40 in hours, 24 removed, any number changed a minute, 200 denied; 0 decoys",
             WIDER,
         ),
         (
@@ -278,7 +278,7 @@ fn detection_follows_recovery_unless_it_is_said() {
         &without,
         &[
             (
-                "mail CHANGES detection from fence at 8 a minute, 40 in hours, 24 removed to alert at 8 a minute, 40 in hours, 24 removed",
+                "mail CHANGES detection from fence at 8 a minute, 40 in hours, 24 removed, any number changed a minute, 200 denied; 0 decoys to alert at 8 a minute, 40 in hours, 24 removed, any number changed a minute, 200 denied; 0 decoys",
                 WIDER,
             ),
             (
