@@ -290,6 +290,7 @@ impl Fs {
     /// Attributes as the kernel takes them.
     fn shown_attr(&self, node: Node, attr: &Attr) -> Result<FileAttr, Errno> {
         let number = self.state.nodes.lock().number(node);
+        self.state.leases.table().show(node, attr);
         attr::to_kernel(attr, number, self.ownership(node), self.shown).ok_or(Errno::EIO)
     }
 
@@ -562,11 +563,13 @@ impl Fs {
         done: impl FnOnce(Result<Attrs, Errno>) + Send + 'static,
     ) {
         // A file that has lost its name is reached through a handle, which the kernel does not always give.
-        let handle = {
+        let (handle, borrowed) = {
             let handles = self.state.handles.lock();
             let given = file.filter(|file| handles.get(*file).is_some_and(|file| file.at_gateway()));
-            given.or_else(|| handles.of_node(node, OpenFile::at_gateway)).map(Handle)
+            let borrowed = given.is_none();
+            (given.or_else(|| handles.of_node(node, OpenFile::at_gateway)).map(Handle), borrowed)
         };
+        let borrowed = borrowed && handle.is_some();
         let (fs, asked) = (self.clone(), self.asked());
         let op = Op::Getattr { node, handle };
         let answered = move |result: Result<Answer<'_>, Ended>| {
@@ -577,6 +580,10 @@ impl Fs {
                     attr
                 }
                 Ok(_) => return done(Err(errno(Ended::Protocol))),
+                // Somebody closed it meanwhile: it was only borrowed. It is not found again.
+                Err(ended) if borrowed && errno(ended).code() == libc::EBADF => {
+                    return fs.ask_attr(caller, node, file, done);
+                }
                 Err(ended) => return done(Err(errno(ended))),
             };
             let known = fs.state.leases.table().attr(node, Instant::now()).is_some();
@@ -586,7 +593,7 @@ impl Fs {
                 return done(fs.shown_attr(node, &attr).map(|attr| Attrs { attr, ttl }));
             }
             if known {
-                return fs.scrub_and_tell(caller, node, file, done);
+                return fs.tell_attr(caller, node, file, done);
             }
             done(fs.shown_attr(node, &attr).map(|attr| Attrs { attr, ttl: Duration::ZERO }));
         };
@@ -604,7 +611,17 @@ impl Fs {
         done: impl FnOnce(Result<Attrs, Errno>) + Send + 'static,
     ) {
         if self.scrub_needed(node) {
-            return self.scrub_and_tell(caller, node, file, done);
+            // The kernel does not believe an answer that overlaps a notice, and would read by the size of before. From one that
+            // shows a change it drops the contents itself; what shows no change cannot leave it with a wrong size.
+            let table = self.state.leases.table();
+            let changed = table.attr(node, Instant::now()).filter(|attr| table.shows_change(node, attr));
+            drop(table);
+            return match changed {
+                Some(attr) => {
+                    done(self.shown_attr(node, &attr).map(|attr| Attrs { attr, ttl: Duration::ZERO }));
+                }
+                None => self.scrub_and_tell(caller, node, file, done),
+            };
         }
         let gate = self.state.leases.gate();
         let known = self.state.leases.table().attr(node, Instant::now());
@@ -679,6 +696,12 @@ impl Fs {
         // fchmod and futimens from their namesakes that take a path.
         let handle =
             file.or_else(|| self.state.handles.lock().of_node(node, |file| file.created)).map(Handle);
+        let (again, borrowed) = (self.clone(), file.is_none() && handle.is_some());
+        let done = move |result| match result {
+            // Somebody closed it meanwhile: it was only borrowed, and is not found again. Nothing was changed.
+            Err(Errno::EBADF) if borrowed => again.setattr(caller, number, None, change, done),
+            result => done(result),
+        };
         let single = self.ownership(node) == Ownership::Single;
         let set = SetAttr {
             // The kernel sends the file type along.

@@ -89,6 +89,8 @@ pub(super) struct Held {
     pub(super) changed: u64,
     /// Whether the kernel may have the attributes for longer than no time.
     pub(super) told: bool,
+    /// What the kernel was last shown of a file: the time of change of its contents, and its size.
+    pub(super) shown: Option<(Time, u64)>,
     /// Whether what the kernel may have of the contents (pages, the listing) is what the lease speaks of.
     pub(super) clean: bool,
     /// Never the same again when something has spoilt `clean`.
@@ -127,6 +129,7 @@ impl Held {
             changing: 0,
             changed,
             told: false,
+            shown: None,
             clean: false,
             soiled: 0,
             last: None,
@@ -434,6 +437,20 @@ impl Table {
     pub fn root(&self, grant: u16, now: Instant) -> Option<(Node, Attr)> {
         let node = *self.roots.get(&grant)?;
         Some((node, self.attr(node, now)?))
+    }
+
+    /// The kernel is shown attributes.
+    pub fn show(&mut self, node: Node, attr: &Attr) {
+        if let Some(held) = self.nodes.get_mut(&node) {
+            held.shown = Some((attr.mtime, attr.size));
+        }
+    }
+
+    /// Whether attributes of a file show that its contents are not those that the kernel was shown last. It then drops what it
+    /// has of them by itself.
+    pub fn shows_change(&self, node: Node, attr: &Attr) -> bool {
+        let shown = self.nodes.get(&node).and_then(|held| held.shown);
+        attr.mode & S_IFMT == S_IFREG && shown != Some((attr.mtime, attr.size))
     }
 
     /// Whether nobody else holds anything of a node, so that writes may be answered early.

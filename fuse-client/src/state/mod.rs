@@ -119,6 +119,7 @@ impl State {
                 .collect()
         };
         let (gone, clean) = (Latch::new(entries.len()), Latch::new(pages.len()));
+        let begun = Latch::new(pages.len());
         for (parent, name) in entries {
             let (parent, name) = (number(*parent), name.clone());
             let (on, gone) = (kernel.clone(), gone.clone());
@@ -128,8 +129,9 @@ impl State {
             });
         }
         for number in pages {
-            let (on, clean) = (kernel.clone(), clean.clone());
+            let (on, clean, begun) = (kernel.clone(), clean.clone(), begun.clone());
             kernel.aside(move || {
+                begun.done();
                 on.forget_pages(number);
                 clean.done();
             });
@@ -139,7 +141,10 @@ impl State {
             kernel.forget_entries();
         }
         // For mappings; reading asks for attributes first.
-        clean.wait(KERNEL_MAX);
+        if !clean.wait(KERNEL_MAX) {
+            // The kernel believes no attributes that it asks for before a notice comes and gets after it: none may come later.
+            begun.wait(BEGUN_MAX);
+        }
     }
 }
 
@@ -167,3 +172,5 @@ const MAKING_MAX: Duration = Duration::from_millis(100);
 const MAKING_PAUSE: Duration = Duration::from_micros(50);
 /// How long a recall waits for locks of the kernel.
 const KERNEL_MAX: Duration = Duration::from_millis(3);
+/// How long it waits for threads to be given a processor.
+const BEGUN_MAX: Duration = Duration::from_millis(500);
