@@ -360,6 +360,7 @@ impl Fs {
         if open.claim() {
             // The gateway never knew of it.
             self.state.handles.lock().remove(file);
+            open.gone();
             return done(Ok(()));
         }
         if !open.at_gateway() {

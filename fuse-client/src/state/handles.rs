@@ -210,6 +210,15 @@ impl OpenFile {
         self.failure.lock().take()
     }
 
+    /// It was closed without the gateway ever having known of it, by whoever has [`OpenFile::claim`]ed it: whoever has begun to wait
+    /// for its opening meanwhile, or still comes to, has nothing to wait for.
+    pub fn gone(&self) {
+        let before = std::mem::replace(&mut *self.stage.lock(), Stage::Open);
+        if let Stage::Asked(waiting) = before {
+            waiting.into_iter().for_each(|then| then(Ok(())));
+        }
+    }
+
     /// Whether its release is under way.
     pub fn closing(&self) -> bool {
         *self.closing.lock()
@@ -342,5 +351,21 @@ mod tests {
         handles.remove(writer);
         handles.remove(reader);
         assert!(handles.is_empty() && handles.by_node.is_empty());
+    }
+
+    #[test]
+    fn whoever_waits_for_the_opening_of_what_is_closed_goes_on() {
+        let file = OpenFile::lazy(Node { grant: 0, ino: 1 }, OpenFlags::default(), true);
+        let told = Arc::new(Mutex::new(0));
+        let wait = || {
+            let told = told.clone();
+            file.turn(Box::new(move |result| *told.lock() += u32::from(result.is_ok())))
+        };
+        assert!(file.claim(), "by its closing");
+        assert!(matches!(wait(), Turn::Wait), "before its name is removed");
+        assert_eq!(*told.lock(), 0);
+        file.gone();
+        assert_eq!(*told.lock(), 1);
+        assert!(matches!(wait(), Turn::Open(_)), "nobody opens it any more");
     }
 }
