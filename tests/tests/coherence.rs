@@ -9,74 +9,24 @@
     reason = "a test says what is wrong by failing"
 )]
 
+#[path = "support/pair.rs"]
+mod pair;
+
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
+use std::fs::File;
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 
+use pair::{APPS, Dice, Guest};
 use strongroom_tests::agent::{look, look_at};
-use strongroom_tests::lab::{Lab, Options};
+use strongroom_tests::lab::Lab;
 
-const APPS: [&str; 2] = ["one", "two"];
 /// Files held open at the same time by each guest.
 const SLOTS: u64 = 4;
 /// Changes that both make at the same time, in each round of them.
 const AT_ONCE: usize = 12;
 
-/// xorshift64*; the same everywhere for the same seed.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) % sides
-    }
-
-    fn pick<'a>(&mut self, from: &[&'a str]) -> &'a str {
-        from[self.roll(from.len() as u64) as usize]
-    }
-}
-
-/// The program in one guest.
-struct Guest {
-    process: Child,
-    input: Option<ChildStdin>,
-    output: BufReader<ChildStdout>,
-}
-
-impl Guest {
-    fn start(lab: &Lab, app: &str) -> Guest {
-        let command = lab.app(app, ["lab", "agent"]).cwd("/mnt/work");
-        let mut process =
-            command.into_command().stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let (input, output) = (process.stdin.take(), process.stdout.take().unwrap());
-        Guest { process, input, output: BufReader::new(output) }
-    }
-
-    fn tell(&mut self, line: &str) {
-        writeln!(self.input.as_mut().unwrap(), "{line}").unwrap();
-    }
-
-    fn hear(&mut self) -> String {
-        let mut line = String::new();
-        assert!(self.output.read_line(&mut line).unwrap() > 0, "the program in the guest has ended");
-        line.trim_end().to_owned()
-    }
-
-    fn ask(&mut self, line: &str) -> String {
-        self.tell(line);
-        self.hear()
-    }
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        self.input = None;
-        let _ = self.process.wait();
-    }
+fn pick<'a>(dice: &mut Dice, from: &[&'a str]) -> &'a str {
+    from[dice.roll(from.len() as u64) as usize]
 }
 
 struct World {
@@ -97,27 +47,18 @@ const NAMES: [&str; 8] = ["a", "b", "c", "d", "e", "f", "g", "h"];
 
 impl World {
     fn new(purpose: &str, seed: u64) -> World {
-        let policy = tempfile::tempdir().unwrap();
-        for app in APPS {
-            let grant = "[[grant]]\npath = \"shared\"\nmount = \"/work\"\nrights = \"read-write\"\n";
-            let text = format!("application = \"{app}\"\nlifetime = \"8h\"\n\n{grant}");
-            fs::write(policy.path().join(format!("{app}.toml")), text).unwrap();
-        }
-        let options = Options { policy: Some(policy.path().to_owned()), ..Options::for_test(purpose) };
-        let lab = Lab::up(&options).unwrap();
-        let status = lab.status().unwrap();
-        assert!(status.guests.iter().all(|guest| guest.problem.is_none()), "{status:?}");
-        let guests = APPS.map(|app| Guest::start(&lab, app));
+        let lab = pair::lab(purpose);
+        let guests = APPS.map(|app| Guest::start(&lab, app, &["lab", "agent"]));
         let root = lab.data().join("shared");
-        let dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let dice = Dice::new(seed);
         let held = [BTreeMap::new(), BTreeMap::new()];
         println!("coherence: seed {seed}");
         World { lab, root, guests, dice, held, seed, history: vec![], views: 0, stale: vec![] }
     }
 
     fn path(&mut self) -> String {
-        let directory = self.dice.pick(&DIRECTORIES);
-        let name = self.dice.pick(&NAMES);
+        let directory = pick(&mut self.dice, &DIRECTORIES);
+        let name = pick(&mut self.dice, &NAMES);
         if directory == "." { name.into() } else { format!("{directory}/{name}") }
     }
 
@@ -166,7 +107,7 @@ impl World {
         if !real.symlink_metadata().is_ok_and(|metadata| metadata.is_file()) {
             return;
         }
-        let how = self.dice.pick(&["r", "w", "a"]);
+        let how = pick(&mut self.dice, &["r", "w", "a"]);
         // Nobody changes anything now, so this is the same file.
         let answer = self.guests[guest].ask(&format!("open {slot} {path} {how}"));
         self.history.push(format!("{} open {slot} {path} {how}: {answer}", APPS[guest]));

@@ -9,15 +9,16 @@
     reason = "a test says what is wrong by failing"
 )]
 
-use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+#[path = "support/pair.rs"]
+mod pair;
 
+use std::fs;
+
+use pair::{APPS, Dice, Guest, lab};
 use ring::digest::{SHA256, digest};
-use strongroom_tests::lab::{Lab, Options};
 
 /// One line, one operation; one line, one answer.
-const GUEST: &str = r#"
+const PROGRAM: &str = r#"
 import hashlib, mmap, os, struct, sys
 
 def opened(flags):
@@ -86,68 +87,11 @@ for line in sys.stdin:
         answer = f"{what}: {error.strerror}"
     print(answer, flush=True)
 "#;
-const GUESTS: [&str; 2] = ["one", "two"];
 const WAYS: [&str; 3] = ["buffered", "direct", "mapped"];
 const LONGEST: u64 = 1 << 20;
 const MOST: u64 = 128 << 10;
 /// What O_DIRECT wants offsets and lengths to be multiples of.
 const ALIGNED: u64 = 4096;
-
-/// xorshift64*; the same everywhere for the same seed.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) % sides
-    }
-}
-
-struct Guest {
-    process: Child,
-    input: Option<ChildStdin>,
-    output: BufReader<ChildStdout>,
-}
-
-impl Guest {
-    fn start(lab: &Lab, app: &str) -> Guest {
-        let command = lab.app(app, ["/usr/bin/python3", "-c", GUEST]).cwd("/mnt/work");
-        let mut process =
-            command.into_command().stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let (input, output) = (process.stdin.take(), process.stdout.take().unwrap());
-        Guest { process, input, output: BufReader::new(output) }
-    }
-
-    fn ask(&mut self, line: &str) -> String {
-        writeln!(self.input.as_mut().unwrap(), "{line}").unwrap();
-        let mut answer = String::new();
-        assert!(self.output.read_line(&mut answer).unwrap() > 0, "the program in the guest has ended");
-        answer.trim_end().to_owned()
-    }
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        self.input = None;
-        let _ = self.process.wait();
-    }
-}
-
-fn lab(purpose: &str) -> Lab {
-    let policy = tempfile::tempdir().unwrap();
-    for app in GUESTS {
-        let grant = "[[grant]]\npath = \"shared\"\nmount = \"/work\"\nrights = \"read-write\"\n";
-        let text = format!("application = \"{app}\"\nlifetime = \"8h\"\n\n{grant}");
-        fs::write(policy.path().join(format!("{app}.toml")), text).unwrap();
-    }
-    let options = Options { policy: Some(policy.path().to_owned()), ..Options::for_test(purpose) };
-    let lab = Lab::up(&options).unwrap();
-    let status = lab.status().unwrap();
-    assert!(status.guests.iter().all(|guest| guest.problem.is_none()), "{status:?}");
-    lab
-}
 
 fn seen(bytes: &[u8]) -> String {
     let sum: String = digest(&SHA256, bytes).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
@@ -157,8 +101,8 @@ fn seen(bytes: &[u8]) -> String {
 fn run(purpose: &str, seed: u64, steps: u64) {
     println!("one file: seed {seed}, {steps} steps");
     let lab = lab(purpose);
-    let mut guests = GUESTS.map(|app| Guest::start(&lab, app));
-    let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut guests = APPS.map(|app| Guest::start(&lab, app, &["/usr/bin/python3", "-c", PROGRAM]));
+    let mut dice = Dice::new(seed);
     let mut model: Vec<u8> = vec![];
     let mut history: Vec<String> = vec![];
     for step in 1..=steps {
@@ -189,7 +133,7 @@ fn run(purpose: &str, seed: u64, steps: u64) {
             length = dice.roll(LONGEST);
         }
         let line = format!("{what} {} {offset} {length} {step}", WAYS[way]);
-        history.push(format!("{} {line}", GUESTS[guest]));
+        history.push(format!("{} {line}", APPS[guest]));
         let answer = guests[guest].ask(&line);
         let (from, to) = (offset as usize, (offset + length) as usize);
         let wanted = match what {

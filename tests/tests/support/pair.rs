@@ -1,0 +1,80 @@
+//! Two guests with the same grant, a program in each that is talked to line by line, and dice that fall the same everywhere.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+
+use strongroom_tests::lab::{Lab, Options};
+
+/// The guests.
+pub const APPS: [&str; 2] = ["one", "two"];
+
+/// xorshift64*; the same everywhere for the same seed.
+pub struct Dice(u64);
+
+impl Dice {
+    pub fn new(seed: u64) -> Dice {
+        Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub fn roll(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) % sides
+    }
+}
+
+/// A lab of the two, both with all of `shared` at `/mnt/work`.
+pub fn lab(purpose: &str) -> Lab {
+    let policy = tempfile::tempdir().unwrap();
+    for app in APPS {
+        let grant = "[[grant]]\npath = \"shared\"\nmount = \"/work\"\nrights = \"read-write\"\n";
+        let text = format!("application = \"{app}\"\nlifetime = \"8h\"\n\n{grant}");
+        fs::write(policy.path().join(format!("{app}.toml")), text).unwrap();
+    }
+    let options = Options { policy: Some(policy.path().to_owned()), ..Options::for_test(purpose) };
+    let lab = Lab::up(&options).unwrap();
+    let status = lab.status().unwrap();
+    assert!(status.guests.iter().all(|guest| guest.problem.is_none()), "{status:?}");
+    lab
+}
+
+/// The program in one guest.
+pub struct Guest {
+    process: Child,
+    input: Option<ChildStdin>,
+    output: BufReader<ChildStdout>,
+}
+
+impl Guest {
+    pub fn start(lab: &Lab, app: &str, program: &[&str]) -> Guest {
+        let command = lab.app(app, program.iter().copied()).cwd("/mnt/work");
+        let mut process =
+            command.into_command().stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let (input, output) = (process.stdin.take(), process.stdout.take().unwrap());
+        Guest { process, input, output: BufReader::new(output) }
+    }
+
+    pub fn tell(&mut self, line: &str) {
+        writeln!(self.input.as_mut().unwrap(), "{line}").unwrap();
+    }
+
+    pub fn hear(&mut self) -> String {
+        let mut line = String::new();
+        assert!(self.output.read_line(&mut line).unwrap() > 0, "the program in the guest has ended");
+        line.trim_end().to_owned()
+    }
+
+    pub fn ask(&mut self, line: &str) -> String {
+        self.tell(line);
+        self.hear()
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.input = None;
+        let _ = self.process.wait();
+    }
+}
