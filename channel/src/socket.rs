@@ -3,10 +3,13 @@
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, poll};
 
 /// How long data may stay unacknowledged before the connection counts as lost (TCP_USER_TIMEOUT, RFC 5482).
 const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
@@ -100,6 +103,19 @@ impl Socket {
             Socket::Tcp(socket) => socket.shutdown(Shutdown::Both),
             Socket::Unix(socket) => socket.shutdown(Shutdown::Both),
         };
+    }
+
+    /// Whether the peer has ended its side (poll(2), `POLLRDHUP`).
+    pub(crate) fn is_ended(&self) -> bool {
+        let fd = match self {
+            Socket::Tcp(socket) => socket.as_fd(),
+            Socket::Unix(socket) => socket.as_fd(),
+        };
+        let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        let mut polled = [PollFd::from_borrowed_fd(fd, gone)];
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        // What cannot be asked goes on until it is used.
+        poll(&mut polled, Some(&now)).is_ok() && polled.iter().any(|one| one.revents().intersects(gone))
     }
 
     /// The peer's address; `None` for a Unix socket.

@@ -193,6 +193,11 @@ impl Closer {
     pub fn close(&self) {
         self.shared.socket.shutdown();
     }
+
+    /// Whether the peer has ended its side, or is gone: an answer would reach nobody.
+    pub fn peer_is_gone(&self) -> bool {
+        self.shared.socket.is_ended()
+    }
 }
 
 /// A received frame; its buffers are used again.

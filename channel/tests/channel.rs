@@ -40,6 +40,19 @@ fn both_ends_know_each_other_and_the_protocol() {
 }
 
 #[test]
+fn a_peer_that_is_gone_is_noticed_without_receiving() {
+    let (near, far, ..) = pair();
+    near.sender.send(b"still here", b"").unwrap();
+    assert!(!far.closer.peer_is_gone() && !near.closer.peer_is_gone());
+    near.closer.close();
+    let begun = std::time::Instant::now();
+    while !far.closer.peer_is_gone() {
+        assert!(begun.elapsed() < LONG, "in vain");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
 fn frames_of_every_size_arrive_whole_and_in_order() {
     let (near, mut far, ..) = pair();
     let sizes = [(1, 0), (17, 1), (100, 16_384), (MAX_HEADER, 16_385), (5, 131_072), (9, MAX_DATA), (2, 3)];

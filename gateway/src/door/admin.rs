@@ -2,11 +2,10 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use strongroom_channel::{Channel, ChannelError, Frame, Sender, ServerTls, Socket};
+use strongroom_channel::{Channel, ChannelError, Closer, Frame, Sender, ServerTls, Socket};
 use strongroom_contracts::PublicKey;
 use strongroom_protocol::ALPN_ADMIN;
 use strongroom_protocol::admin::{
@@ -16,6 +15,7 @@ use strongroom_protocol::codec;
 use strongroom_protocol::frame::MAX_DATA;
 use strongroom_protocol::hello::RefusedCode;
 
+use super::seats::{self, Seat, Seats};
 use crate::audit::Record;
 use crate::fence::{RevokeError, Revoked};
 use crate::gateway::Gateway;
@@ -24,8 +24,6 @@ use crate::session::Session;
 use crate::sys::{Pace, set_pace};
 use crate::trail;
 
-/// Connections of administrators at a time.
-const MAX_CONNECTIONS: usize = 32;
 /// Alerts in one answer: with the longest evidence they fill half a frame.
 const MAX_ALERTS: usize = 400;
 /// The nice value of administrators' threads.
@@ -35,6 +33,8 @@ const PRIORITY: i32 = -10;
 const URGENT_PER_SECOND: u32 = 20;
 /// Entries of a list in one answer; a session takes less than 1 KiB, so that they fit.
 const PAGE: usize = 512;
+/// How often it is looked whether who waits for an alert is still there.
+const LOOK_AFTER: Duration = Duration::from_secs(1);
 /// How long an administrator's connection may be quiet.
 const IDLE: Duration = Duration::from_secs(600);
 
@@ -43,7 +43,7 @@ pub struct AdminDoor {
     gateway: Arc<Gateway>,
     tls: ServerTls,
     keys: Vec<PublicKey>,
-    open: AtomicUsize,
+    seats: Seats,
     urgent: Mutex<Ration>,
 }
 
@@ -72,12 +72,10 @@ impl Ration {
     }
 }
 
-struct Open(Arc<AdminDoor>);
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::Relaxed);
-    }
+/// Of a connection, what waiting for an alert needs: its seat may be given away meanwhile, and its peer may go.
+struct Waiting<'a> {
+    seat: &'a Seat,
+    closer: &'a Closer,
 }
 
 /// An answer, its data, and what is left to do once it is sent.
@@ -108,7 +106,7 @@ impl AdminDoor {
             gateway,
             tls,
             keys,
-            open: AtomicUsize::new(0),
+            seats: Seats::default(),
             urgent: Mutex::new(Ration::new()),
         }))
     }
@@ -123,17 +121,12 @@ impl AdminDoor {
         // Of the accepting thread, until the next connection.
         let pace = if self.urgent.lock().take(Instant::now()) { Pace::Urgent } else { Pace::Usual };
         hurry(pace);
-        if self.open.fetch_add(1, Ordering::Relaxed) >= MAX_CONNECTIONS {
-            self.open.fetch_sub(1, Ordering::Relaxed);
-            return;
-        }
-        let open = Open(self.clone());
+        let Some(seat) = self.seats.take(from.map(|from| from.ip())) else { return };
         let door = self.clone();
         let run = move || {
-            let _open = open;
             let _ = rustix::process::setpriority_process(None, PRIORITY);
             hurry(pace);
-            door.serve(socket, from);
+            door.serve(socket, from, &seat);
         };
         if let Err(error) = std::thread::Builder::new().name("admin".into()).spawn(run) {
             self.note("lost", None, from, format!("no thread for an administrator: {error}"));
@@ -151,7 +144,7 @@ impl AdminDoor {
         });
     }
 
-    fn serve(&self, socket: Socket, from: Option<SocketAddr>) {
+    fn serve(&self, socket: Socket, from: Option<SocketAddr>, seat: &Seat) {
         let stall = self.gateway.limits.stall;
         let channel = match self.tls.accept(socket, stall) {
             Ok(channel) => channel,
@@ -167,19 +160,27 @@ impl AdminDoor {
         if sender.set_timeout(Some(stall)).and_then(|()| receiver.set_timeout(Some(IDLE))).is_err() {
             return;
         }
+        if !seat.sit_down(&closer) {
+            let text = format!("{} administrators are being served; try again", seats::MOST);
+            let _ = send(&sender, &Answered::failed(AdminFailure::Failed, text));
+            return;
+        }
         let mut frame = Frame::new();
         let mut past = super::undo::Past::default();
+        let waiting = Waiting { seat, closer: &closer };
         loop {
             // While it waits, and while it fences: not to list what there is.
             hurry(Pace::Urgent);
+            seat.quiet();
             let Ok(true) = receiver.recv(&mut frame) else { break };
             let asked = Instant::now();
+            seat.busy();
             let answered = match codec::decode_header(frame.header()) {
                 Ok(request) => {
                     if !is_urgent(&request) {
                         hurry(Pace::Usual);
                     }
-                    self.answer(request, frame.data(), asked, &mut past)
+                    self.answer(request, frame.data(), asked, &waiting, &mut past)
                 }
                 Err(error) => {
                     self.note("violation", Some(peer), from, error.to_string());
@@ -203,6 +204,7 @@ impl AdminDoor {
         request: AdminRequest,
         data: &[u8],
         asked: Instant,
+        waiting: &Waiting,
         past: &mut super::undo::Past,
     ) -> Answered {
         let gateway = &self.gateway;
@@ -267,7 +269,7 @@ impl AdminDoor {
                 let of = gateway.ledger.generations(&application);
                 Answered::plain(AdminAnswer::Generation { lowest: of.lowest, highest: of.highest })
             }
-            AdminRequest::Alerts { boot, after, wait_ms } => self.alerts(boot, after, wait_ms),
+            AdminRequest::Alerts { boot, after, wait_ms } => self.alerts(boot, after, wait_ms, waiting),
             AdminRequest::AuditLines { application, since_us, from } => {
                 match trail::page(&gateway.state, &application, since_us, from, MAX_DATA) {
                     Ok(page) => Answered {
@@ -284,11 +286,22 @@ impl AdminDoor {
         }
     }
 
-    fn alerts(&self, boot: u64, after: u64, wait_ms: u32) -> Answered {
+    fn alerts(&self, boot: u64, after: u64, wait_ms: u32, waiting: &Waiting) -> Answered {
         let gateway = &self.gateway;
         let after = if boot == gateway.boot { after } else { 0 };
-        let wait = Duration::from_millis(wait_ms.min(MAX_ALERT_WAIT_MS).into());
-        let found = gateway.alerts.after(after, MAX_ALERTS, wait);
+        let until = Instant::now() + Duration::from_millis(wait_ms.min(MAX_ALERT_WAIT_MS).into());
+        waiting.seat.quiet();
+        let found = loop {
+            let begun = Instant::now();
+            let wait = until.saturating_duration_since(begun).min(LOOK_AFTER);
+            let found = gateway.alerts.after(after, MAX_ALERTS, wait);
+            // Sooner than asked with nothing: the gateway ends. A killed daemon must not hold its place among few.
+            let over = begun.elapsed() < wait || Instant::now() >= until;
+            if found.newest > after || over || waiting.closer.peer_is_gone() {
+                break found;
+            }
+        };
+        waiting.seat.busy();
         let answer = AdminAnswer::Alerts { boot: gateway.boot, newest: found.newest, missed: found.missed };
         match codec::encode_list(&found.list) {
             Ok(data) => Answered { answer, data, receipt: None },

@@ -4,5 +4,6 @@
 pub mod admin;
 pub mod listen;
 pub mod native;
+mod seats;
 mod undo;
 mod watch;

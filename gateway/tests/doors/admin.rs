@@ -153,3 +153,62 @@ fn nonsense_is_answered_and_the_next_request_too() {
     assert!(matches!(admin.answer().0, AdminAnswer::Failed { kind: AdminFailure::Refused, .. }));
     assert!(matches!(admin.ask(&AdminRequest::Status, &[]).0, AdminAnswer::Status(_)));
 }
+
+/// Threads of the gateway that serve an administrator.
+fn served(world: &World) -> usize {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", world.pid())).unwrap();
+    let name = |task: std::io::Result<std::fs::DirEntry>| {
+        std::fs::read_to_string(task.ok()?.path().join("comm")).ok()
+    };
+    tasks.filter_map(name).filter(|name| name.trim_end() == "admin").count()
+}
+
+/// As many administrators as the door seats, all waiting for an alert that nobody raises.
+fn full_house(world: &World) -> Vec<Admin> {
+    let waiting = |_| {
+        let mut admin = world.admin();
+        assert!(matches!(admin.ask(&AdminRequest::Status, &[]).0, AdminAnswer::Status(_)));
+        admin.send(&AdminRequest::Alerts { boot: 0, after: 0, wait_ms: 60_000 });
+        admin
+    };
+    (0..32).map(waiting).collect()
+}
+
+#[test]
+fn who_waits_for_alerts_keeps_no_revocation_out() {
+    let world = World::new();
+    let holder = key();
+    let client = world.client(&holder, &world.contract(&holder));
+    let mut waiting = full_house(&world);
+    let mut admin = world.admin();
+    admin.revoke(&world.revocation(strongroom_contracts::Subject::Application {
+        application: app("mail"),
+        below_generation: 2,
+    }));
+    drop(client);
+    // The one that had waited longest was given up for it; the others have heard of the revocation, or wait on.
+    waiting.remove(0).ends();
+    assert!(matches!(admin.ask(&AdminRequest::Status, &[]).0, AdminAnswer::Status(_)));
+}
+
+#[test]
+fn a_killed_administrator_leaves_its_seat() {
+    let world = World::new();
+    for _ in 0..2 {
+        let waiting = full_house(&world);
+        assert!(served(&world) >= waiting.len());
+        drop(waiting);
+        eventually("nobody is served any more", || served(&world) == 0);
+    }
+}
+
+#[test]
+fn strangers_keep_no_administrator_out() {
+    let world = World::new();
+    let Some(Address::Tcp(address)) = &world.admin_address else { panic!("no TCP") };
+    let silent: Vec<_> = (0..40).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+    // From another address: theirs has no seat left for now.
+    let mut admin = Admin::connect_from(&world, &world.admin, "127.0.0.2".parse().unwrap());
+    assert!(matches!(admin.ask(&AdminRequest::Status, &[]).0, AdminAnswer::Status(_)));
+    drop(silent);
+}

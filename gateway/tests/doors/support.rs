@@ -1,13 +1,14 @@
 //! A gateway of its own for each test, and the two kinds of client.
 
 use std::io::{BufRead, BufReader};
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use strongroom_channel::{Address, Channel, ClientTls, Frame, Peer};
+use strongroom_channel::{Address, Channel, ChannelError, ClientTls, Frame, Peer, Socket};
 use strongroom_contracts::{
     Application, Audit, Chain, ContractId, Detection, GatewayId, Grant, Ownership, PolicyDigest, PublicKey,
     Revocation, Rights, SecretKey, SessionLimits, SignedReceipt, Subject, Terms, UndoSpace, keys,
@@ -477,6 +478,35 @@ impl Admin {
         let channel = tls.connect(world.admin_address.as_ref().unwrap(), HANG).unwrap();
         channel.receiver.set_timeout(Some(HANG)).unwrap();
         Admin { channel, frame: Frame::new(), gateway: world.gateway.public() }
+    }
+
+    /// From another address of this machine.
+    pub fn connect_from(world: &World, key: &SecretKey, from: IpAddr) -> Admin {
+        let tls = ClientTls::new(key, Peer::Key(world.gateway.public()), ALPN_ADMIN).unwrap();
+        let Some(Address::Tcp(address)) = world.admin_address else { panic!("no TCP") };
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::new(from, 0).into()).unwrap();
+        socket.connect(&address.into()).unwrap();
+        let channel = tls.handshake(Socket::Tcp(socket.into()), HANG).unwrap();
+        channel.receiver.set_timeout(Some(HANG)).unwrap();
+        Admin { channel, frame: Frame::new(), gateway: world.gateway.public() }
+    }
+
+    pub fn send(&mut self, request: &AdminRequest) {
+        let mut header = vec![];
+        codec::encode_header(request, &mut header).unwrap();
+        self.channel.sender.send(&header, &[]).unwrap();
+    }
+
+    /// Waits until the door ends the connection, after whatever it still says.
+    pub fn ends(&mut self) {
+        loop {
+            match self.channel.receiver.recv(&mut self.frame) {
+                Ok(true) => {}
+                Err(ChannelError::TimedOut) => panic!("the connection goes on"),
+                Ok(false) | Err(_) => return,
+            }
+        }
     }
 
     pub fn ask(&mut self, request: &AdminRequest, data: &[u8]) -> (AdminAnswer, Vec<u8>) {
