@@ -321,7 +321,7 @@ impl Carry<'_> {
                 (self.path(at), self.bring_back(&told.application, seq, *object, at))
             }
             What::Renamed { object, from, to, replaced, kept, .. } => {
-                let result = self.move_back(*object, from, to).and_then(|()| match replaced {
+                let result = self.move_back(seq, *object, from, to).and_then(|()| match replaced {
                     Some(old) if *kept && !plan.passing.contains(old) => {
                         self.bring_back(&told.application, seq, *old, to)
                     }
@@ -582,7 +582,7 @@ impl Carry<'_> {
     }
 
     /// Gives a renamed object its former name.
-    fn move_back(&mut self, object: Object, from: &At, to: &At) -> Checked<()> {
+    fn move_back(&mut self, seq: u64, object: Object, from: &At, to: &At) -> Checked<()> {
         if self.plan.passing.contains(&object) {
             return Ok(());
         }
@@ -628,9 +628,7 @@ impl Carry<'_> {
                     self.places.add(object, Spot::At(At { dir: from.dir, name: name.clone() }));
                     break;
                 }
-                Err(refusal) if refusal.is(Errno::EXIST) => {
-                    name = self.beside_name(&from.name, self.filter.since_us, n)
-                }
+                Err(refusal) if refusal.is(Errno::EXIST) => name = self.beside_name(&from.name, seq, n),
                 Err(other) => return Err(other),
             }
         }

@@ -59,6 +59,8 @@ pub(crate) struct Log {
     segment: AtomicU32,
     /// The number of the last record that was forgotten.
     pub(crate) forgotten: AtomicU64,
+    /// What the former process left.
+    former: Mutex<Former>,
 }
 
 #[derive(Default)]
@@ -81,6 +83,14 @@ struct Open {
     contracts: HashMap<u32, u32>,
 }
 
+/// Segments that a process did not close before it ended.
+#[derive(Default)]
+struct Former {
+    segments: Vec<Closed>,
+    /// What it replaced there.
+    replacing: Vec<Record>,
+}
+
 /// A segment that is complete.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Closed {
@@ -100,9 +110,10 @@ impl Log {
         let dir = vault.log_dir(application)?;
         let mut closed = VecDeque::new();
         let mut used = 0;
+        let mut former = Former::default();
         for (name, _) in vault::list(&dir)? {
             let Some(first) = number(&name) else { continue };
-            match recover(&dir, first)? {
+            match recover(&dir, first, &mut former)? {
                 Some(segment) => {
                     used += segment.length + segment.kept;
                     closed.push_back(segment);
@@ -124,7 +135,23 @@ impl Log {
             pending: AtomicBool::new(false),
             segment: AtomicU32::new(SEGMENTS.fetch_add(1, Ordering::Relaxed)),
             forgotten: AtomicU64::new(forgotten),
+            former: Mutex::new(former),
         })
+    }
+
+    /// What the former process replaced in the segment that it did not close; once.
+    pub(crate) fn take_replacing(&self) -> Vec<Record> {
+        std::mem::take(&mut self.former.lock().replacing)
+    }
+
+    /// Closes the segments that the former process did not close: nothing needs to be mended by them any more.
+    pub(crate) fn close_former(&self) -> Result<(), Errno> {
+        for closed in std::mem::take(&mut self.former.lock().segments) {
+            let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let file = openat(&self.dir, name(closed.first), flags, Mode::empty())?;
+            write_summary(&file, &closed)?;
+        }
+        Ok(())
     }
 
     /// The number of the present segment, in which places are to be told.
@@ -513,8 +540,8 @@ fn read_segment(dir: &OwnedFd, first: u64) -> Result<(Vec<Record>, u64), Errno> 
     Ok((records, at as u64))
 }
 
-/// Takes a segment of a former process: completes its header, cuts off what is not whole. `None`: it is empty.
-fn recover(dir: &OwnedFd, first: u64) -> Result<Option<Closed>, Errno> {
+/// Takes a segment of a former process: cuts off what is not whole. `None`: it is empty. What was not closed is noted.
+fn recover(dir: &OwnedFd, first: u64, former: &mut Former) -> Result<Option<Closed>, Errno> {
     let file = openat(dir, name(first), OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
     let mut header = [0; HEADER as usize];
     let count = rustix::io::pread(&file, &mut header, 0)?;
@@ -537,6 +564,8 @@ fn recover(dir: &OwnedFd, first: u64) -> Result<Option<Closed>, Errno> {
     let kept = records.iter().map(|record| record.cost).sum();
     let window = records.iter().map(|record| record.window).max().unwrap_or(0);
     let closed = Closed { first, last, length: whole, kept, window };
-    write_summary(&file, &closed)?;
+    former.segments.push(closed);
+    let replaces = |what: &What| matches!(what, What::Renamed { replaced: Some(_), kept: true, .. });
+    former.replacing.extend(records.into_iter().filter(|record| replaces(&record.what)));
     Ok(Some(closed))
 }

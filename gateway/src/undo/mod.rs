@@ -3,7 +3,7 @@
 //!
 //! Every function of the store that changes something tells the [`Capture`] of its permit before it does. Rooms:
 //! [`log`] (records, by application), [`vault`] (what is kept), [`marks`] (what is saved already), [`capture`],
-//! [`plan`] and [`carry`] (undoing), [`expire`] (forgetting), [`past`] (history, old versions, who read what).
+//! [`plan`] and [`carry`] (undoing), [`halves`] (after a kill), [`expire`] (forgetting), [`past`] (history, old versions, who read what).
 //!
 //! What is promised: a change that reached the data has its record and its pre-image, whatever becomes of the process;
 //! after a loss of power, a change that a guest has synced has them (`docs/adr/0013-undo-log.md`).
@@ -12,6 +12,7 @@ pub(crate) mod capture;
 pub(crate) mod carry;
 mod crc;
 mod expire;
+mod halves;
 mod log;
 mod marks;
 mod past;
@@ -152,6 +153,8 @@ impl Undo {
             undo.go_on_forgetting(&log)?;
             undo.seq.fetch_max(log.newest().max(log.forgotten.load(Ordering::Relaxed)), Ordering::SeqCst);
         }
+        undo.mend_halves()?;
+        undo.all_logs().iter().try_for_each(|log| log.close_former())?;
         Ok(undo)
     }
 

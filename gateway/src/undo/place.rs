@@ -1,6 +1,6 @@
 //! Where the objects of the log are, by what the log tells and by what is on the disk.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use super::record::{At, Object, What};
@@ -9,8 +9,10 @@ use crate::tree::{Node, Tree};
 
 /// Most names of one object that are remembered.
 const MOST_SPOTS: usize = 16;
-/// The deepest chain of directories that is followed.
+/// The deepest chain of directories that is followed for a path.
 const MOST_DEPTH: usize = 128;
+/// How often it is looked for one object: deeper or more often moved than that, it is not found.
+const MOST_LOOKS: usize = 4096;
 
 /// Where an object was last.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -153,32 +155,67 @@ impl Places {
     /// # Errors
     /// `Stale` if it is not found; those of looking.
     pub(super) fn find(&self, tree: &Tree, object: Object) -> Checked<Arc<Node>> {
-        self.find_within(tree, object, MOST_DEPTH)
+        match at_once(tree, object) {
+            Some(node) => Ok(node),
+            None => self.search(tree, object).ok_or(Refusal::STALE),
+        }
     }
 
-    fn find_within(&self, tree: &Tree, object: Object, depth: usize) -> Checked<Arc<Node>> {
-        if object == Object::of(tree.root()) {
-            return Ok(Arc::clone(tree.root()));
-        }
-        if depth == 0 {
-            return Err(Refusal::STALE);
-        }
-        // What the gateway knows is newer than what the log tells.
-        if let Some(node) = tree.known_object(object.ino, object.generation)
-            && let Some((parent, name)) = node.any_link()
-            && let Ok((found, _)) = tree.lookup(&parent, name.as_bytes())
-            && Object::of(&found) == object
-        {
-            return Ok(found);
-        }
-        for spot in self.of(object) {
-            let Spot::At(at) = spot else { continue };
-            let Ok(dir) = self.find_within(tree, at.dir, depth - 1) else { continue };
-            match tree.lookup(&dir, &at.name) {
-                Ok((found, _)) if Object::of(&found) == object => return Ok(found),
-                _ => {}
+    /// Looks for an object from above: what was moved to and fro has many places, in circles too, and each of them is
+    /// looked at once.
+    fn search(&self, tree: &Tree, object: Object) -> Option<Arc<Node>> {
+        let mut found: HashMap<Object, Arc<Node>> = HashMap::new();
+        // Names to look at in directories that are not found yet, and in those that are.
+        let mut waiting: HashMap<Object, Vec<(Object, &[u8])>> = HashMap::new();
+        let mut ready: VecDeque<(Arc<Node>, Object, &[u8])> = VecDeque::new();
+        let mut asked = HashSet::from([object]);
+        let mut asking = VecDeque::from([object]);
+        for _ in 0..MOST_LOOKS {
+            if let Some((dir, child, name)) = ready.pop_front() {
+                if found.contains_key(&child) {
+                    continue;
+                }
+                let Some(node) = is_named(tree, &dir, name, child) else { continue };
+                if child == object {
+                    return Some(node);
+                }
+                let names = waiting.remove(&child).unwrap_or_default();
+                ready.extend(names.into_iter().map(|(child, name)| (Arc::clone(&node), child, name)));
+                found.insert(child, node);
+                continue;
+            }
+            let next = asking.pop_front()?;
+            if found.contains_key(&next) {
+                continue;
+            }
+            for spot in self.of(next) {
+                let Spot::At(at) = spot else { continue };
+                let dir = found.get(&at.dir).cloned().or_else(|| at_once(tree, at.dir));
+                if let Some(dir) = dir {
+                    ready.push_back((dir, next, &at.name));
+                    continue;
+                }
+                waiting.entry(at.dir).or_default().push((next, &at.name));
+                if asked.insert(at.dir) {
+                    asking.push_back(at.dir);
+                }
             }
         }
-        Err(Refusal::STALE)
+        None
     }
+}
+
+/// What the gateway knows is newer than what the log tells.
+fn at_once(tree: &Tree, object: Object) -> Option<Arc<Node>> {
+    if object == Object::of(tree.root()) {
+        return Some(Arc::clone(tree.root()));
+    }
+    let node = tree.known_object(object.ino, object.generation)?;
+    let (parent, name) = node.any_link()?;
+    is_named(tree, &parent, name.as_bytes(), object)
+}
+
+fn is_named(tree: &Tree, dir: &Arc<Node>, name: &[u8], object: Object) -> Option<Arc<Node>> {
+    let (found, _) = tree.lookup(dir, name).ok()?;
+    (Object::of(&found) == object).then_some(found)
 }

@@ -167,6 +167,15 @@ impl Vault {
         self.kept(application, seq, |path| Stat::at(&self.dir, path.as_bytes()))
     }
 
+    /// Whether what is kept under a number is marked as having other names.
+    pub(crate) fn is_marked(&self, application: &str, seq: u64) -> Result<bool, Errno> {
+        match Stat::at(&self.dir, Vault::path(application, seq, true).as_bytes()) {
+            Ok(_) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(other) => Err(other),
+        }
+    }
+
     /// Opens what is kept under a number.
     pub(crate) fn open_kept(&self, application: &str, seq: u64, flags: OFlags) -> Result<OwnedFd, Errno> {
         let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;

@@ -15,6 +15,7 @@ mod replay;
 mod rights;
 mod support;
 mod undo;
+mod undo_halves;
 mod undo_random;
 mod undo_support;
 mod undo_truth;

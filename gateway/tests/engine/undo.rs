@@ -654,6 +654,38 @@ fn who_read_what_was_written() {
     assert_eq!(blast[1].what, ["created"]);
 }
 
+/// Directories that were moved into each other in all ways, and are gone: looking for them comes to an end.
+#[test]
+fn places_in_circles() {
+    const NAMES: [&str; 8] = ["a", "b", "c", "d", "e", "f", "g", "h"];
+    let mut world = Vaulted::new();
+    world.file("users/stays", b"stays");
+    let before = world.snapshot();
+    let guest = world.guest("mail", 1, WINDOW);
+    let root = guest.root(0);
+    for name in NAMES {
+        entry(guest.mkdir(root, name));
+    }
+    for (name, other) in NAMES.iter().flat_map(|name| NAMES.iter().map(move |other| (*name, *other))) {
+        if name != other {
+            let inside = guest.node(0, other);
+            assert_eq!(guest.rename((root, name), (inside, name), RenameMode::NoReplace), Outcome::Done);
+            assert_eq!(guest.rename((inside, name), (root, name), RenameMode::NoReplace), Outcome::Done);
+        }
+    }
+    for name in NAMES {
+        assert_eq!(guest.rmdir(root, name), Outcome::Done);
+    }
+    guest.session.close();
+    world.restart();
+    let (done, heard) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let items = world.undo("mail", 0);
+        done.send((unrestored(&items), world.snapshot() == before)).unwrap();
+    });
+    assert_eq!(heard.recv_timeout(std::time::Duration::from_secs(120)), Ok((vec![], true)));
+}
+
 /// Figures for docs/recovery.md: `cargo test --release -p strongroom-gateway --test engine -- --ignored --nocapture figures`.
 /// `TMPDIR` says on which file system.
 #[test]

@@ -1,0 +1,109 @@
+//! What a kill in the middle of one operation leaves behind, made by hand: a start completes it or takes it back, so that
+//! nobody sees half of an operation and an undo finds what its records tell.
+
+use strongroom_gateway::undo::Filter;
+use strongroom_protocol::op::RenameMode;
+use strongroom_protocol::reply::Outcome;
+
+use crate::support::*;
+use crate::undo_support::*;
+
+/// The only thing in the vault.
+fn only_kept(world: &Vaulted) -> std::path::PathBuf {
+    let mut found = vec![];
+    for shard in std::fs::read_dir(world.vault().join("kept/mail")).unwrap() {
+        let shard = shard.unwrap().path();
+        found.extend(std::fs::read_dir(shard).unwrap().map(|entry| entry.unwrap().path()));
+    }
+    assert_eq!(found.len(), 1, "{found:?}");
+    found.remove(0)
+}
+
+fn renamed(guest: &Guest, from: &str, to: &str) {
+    let root = guest.root(0);
+    assert_eq!(guest.rename((root, from), (root, to), RenameMode::Replace), Outcome::Done);
+}
+
+fn mail() -> Filter {
+    Filter { application: "mail".into(), ..all() }
+}
+
+/// A directory takes the place of an empty one by an exchange, after which the other goes into the vault.
+#[test]
+fn a_directory_that_was_exchanged_and_not_yet_kept() {
+    let mut world = Vaulted::new();
+    world.file("users/from/inside", b"inside");
+    std::fs::create_dir(world.path("users/to")).unwrap();
+    let before = world.snapshot();
+    let guest = world.guest("mail", 1, WINDOW);
+    renamed(&guest, "from", "to");
+    guest.session.close();
+    let after = world.snapshot();
+    std::fs::rename(only_kept(&world), world.path("users/from")).unwrap();
+    world.restart();
+    assert_eq!(names(&world), names_of(&after));
+    only_kept(&world);
+    let (run, items) = world.undo_by(mail(), false);
+    assert_eq!(unrestored(&items), []);
+    assert_eq!(world.snapshot(), before);
+    let redo = Filter { application: "@undo".into(), contract: Some(*run.as_bytes()), ..all() };
+    assert_eq!(unrestored(&world.undo_by(redo, false).1), []);
+    assert_eq!(names(&world), names_of(&after));
+}
+
+/// A file that is replaced gets a name in the vault first, and loses its own by the rename.
+#[test]
+fn a_file_that_was_kept_and_not_yet_replaced() {
+    let mut world = Vaulted::new();
+    world.file("users/from", b"the new one");
+    world.file("users/to", b"the old one");
+    let before = world.snapshot();
+    let guest = world.guest("mail", 1, WINDOW);
+    renamed(&guest, "from", "to");
+    guest.session.close();
+    std::fs::rename(world.path("users/to"), world.path("users/from")).unwrap();
+    std::fs::hard_link(only_kept(&world), world.path("users/to")).unwrap();
+    world.restart();
+    let guest = world.guest("mail", 1, WINDOW);
+    assert_eq!(attr(guest.getattr(guest.node(0, "to"))).nlink, 1, "a name that nobody sees is counted");
+    assert!(
+        !world
+            .vault()
+            .join("kept/mail")
+            .read_dir()
+            .unwrap()
+            .any(|shard| { shard.unwrap().path().read_dir().unwrap().next().is_some() })
+    );
+    guest.session.close();
+    assert_eq!(unrestored(&world.undo_by(mail(), false).1), []);
+    assert_eq!(names(&world), names_of(&before));
+    assert_eq!(world.bytes("users/to"), b"the old one");
+}
+
+/// What only looks like half of an operation, and was done by later ones, stays as it is.
+#[test]
+fn what_was_done_later_is_no_half() {
+    let mut world = Vaulted::new();
+    world.file("users/from/inside", b"inside");
+    std::fs::create_dir(world.path("users/to")).unwrap();
+    let guest = world.guest("mail", 1, WINDOW);
+    renamed(&guest, "from", "to");
+    guest.session.close();
+    assert_eq!(unrestored(&world.undo_by(mail(), false).1), []);
+    // Both have their own names again; now somebody exchanges them.
+    let other = world.guest("office", 2, WINDOW);
+    let root = other.root(0);
+    assert_eq!(other.rename((root, "from"), (root, "to"), RenameMode::Exchange), Outcome::Done);
+    other.session.close();
+    let after = world.snapshot();
+    world.restart();
+    assert_eq!(world.snapshot(), after);
+}
+
+fn names(world: &Vaulted) -> Vec<String> {
+    names_of(&world.snapshot())
+}
+
+fn names_of(snapshot: &std::collections::BTreeMap<String, String>) -> Vec<String> {
+    snapshot.keys().cloned().collect()
+}
