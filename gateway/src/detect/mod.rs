@@ -437,7 +437,15 @@ fn new_suffix<'a>(from: &[u8], to: &'a [u8]) -> Option<&'a [u8]> {
     let old_stem = extension(from).and_then(|at| from.get(..at)).unwrap_or(from);
     let added = stem == from;
     let exchanged = stem == old_stem && from.get(at..) != Some(suffix);
-    (suffix.len() <= MAX_SUFFIX && (added || exchanged)).then_some(suffix)
+    let old = extension(from).and_then(|at| from.get(at..)).unwrap_or_default();
+    (suffix.len() <= MAX_SUFFIX && (added || exchanged) && !is_usual(old, suffix)).then_some(suffix)
+}
+
+/// Whether people and programs give files this suffix every day: another case, a copy that is kept, flags of a mail (maildir(5)).
+fn is_usual(old: &[u8], new: &[u8]) -> bool {
+    const KEPT: [&[u8]; 4] = [b".bak", b".old", b".orig", b".tmp"];
+    let flags = |suffix: &[u8]| suffix.windows(3).any(|bytes| bytes == b":2,");
+    old.eq_ignore_ascii_case(new) || new.ends_with(b"~") || KEPT.contains(&new) || flags(old) && flags(new)
 }
 
 #[cfg(test)]

@@ -304,6 +304,11 @@ fn suffixes_are_told_from_new_names() {
     assert_eq!(new_suffix(b"a", b"a.b"), Some(&b".b"[..]));
     assert_eq!(new_suffix(b"a", b".a"), None);
     assert_eq!(new_suffix(b"a", b"b"), None);
+    assert_eq!(new_suffix(b"a.JPG", b"a.jpg"), None);
+    assert_eq!(new_suffix(b"a.txt", b"a.txt~"), None);
+    assert_eq!(new_suffix(b"a.txt", b"a.txt.bak"), None);
+    assert_eq!(new_suffix(b"17.M1P1.host:2,S", b"17.M1P1.host:2,ST"), None);
+    assert_eq!(new_suffix(b"17.M1P1.host:2,S", b"17.M1P1.locked"), Some(&b".locked"[..]));
 }
 
 #[test]

@@ -44,7 +44,7 @@ for n in range(number):
         put(f"tree/d{n % 9}/picture{n}.jpg", jpeg(size))
     put(f"mail/cur/{1700000000 + n}.M{n}P1.host:2,S", b"From: somebody@example.org\nSubject: number %d\n\n" % n + text(size // 4))
     put(f"card/DCIM/IMG_{n:04}.JPG", jpeg(size))
-    put(f"source/s{n % 4}/part{n}.c", b"int part%d(void) { return %d; }\n" % (n, n) + b"/* " + text(500) + b"*/\n")
+    put(f"source/s{n % 4}/part{n}.c", b"int part%d(void) { return %d; }\n" % (n, n) + b"/* " + text(500).replace(b"*/", b"") + b"*/\n")
 for n in range(max(8, number // 10)):
     put(f"films/film{n}.mp4", film(400_000))
     put(f"archives/old{n}.tar.gz.enc", b"Salted__" + chance.randbytes(100_000))
