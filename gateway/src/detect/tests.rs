@@ -159,6 +159,48 @@ fn every_style_is_noticed_within_a_few_files() {
     assert!(files <= 25, "delete only: {files} files");
 }
 
+/// Suffixes that are nobody's mark ([`is_usual`]) excuse the name, never the contents.
+#[test]
+fn usual_suffixes_are_no_cover() {
+    type Style = fn(&mut World, u64, &str);
+    let styles: [(&str, Style); 5] = [
+        ("overwritten and renamed", |world, ino, to| {
+            let data = world.even(6000);
+            world.write(ino, 0, &data);
+            world.rename(ino, "letter.txt", to);
+        }),
+        ("renamed and overwritten", |world, ino, to| {
+            world.rename(ino, "letter.txt", to);
+            let data = world.even(6000);
+            world.write(ino, 0, &data);
+        }),
+        ("kept, written anew, and removed", |world, ino, to| {
+            world.rename(ino, "letter.txt", to);
+            let data = world.even(6000);
+            world.create(&data);
+            world.remove(ino);
+        }),
+        ("replaced by what had the name", |world, ino, to| {
+            let data = world.even(6000);
+            let copy = world.create(&data);
+            world.rename(copy, "letter", to);
+            world.replace(copy, ino);
+        }),
+        ("renamed and emptied, then filled", |world, ino, to| {
+            world.rename(ino, "letter.txt", to);
+            world.empty(ino);
+            let data = world.even(6000);
+            world.write(ino, 0, &data);
+        }),
+    ];
+    for to in ["letter.txt~", "letter.txt.bak", "letter.txt.old", "letter.TXT", "17.host:2,ST"] {
+        for (style, attack) in styles {
+            let files = until_verdict(|world, ino| attack(world, ino, to));
+            assert!(files <= 9, "{style} to {to}: {files} files");
+        }
+    }
+}
+
 /// Nothing of this may be taken for an attack.
 fn is_honest(work: impl FnOnce(&mut World)) {
     let mut world = World::with(300);
@@ -179,6 +221,10 @@ fn honest_work_is_left_alone() {
             world.replace(copy, ino);
         }
     });
+    // Names of another case, kept copies, flags of mails.
+    for (from, to) in [("a.JPG", "a.jpg"), ("a.txt", "a.txt~"), ("17.host:2,S", "17.host:2,ST")] {
+        is_honest(|world| (0..300).for_each(|ino| world.rename(ino, from, to)));
+    }
     // Compressing: the copy says what it is.
     is_honest(|world| {
         for ino in 0..20 {
