@@ -103,6 +103,8 @@ struct File {
     before: Option<Look>,
     /// It was cut to nothing, and what comes is still to be seen.
     emptied: bool,
+    /// That it was cut was counted as a removal.
+    missed: bool,
     /// Pieces written.
     pieces: u32,
     /// What its beginning looks like since.
@@ -231,13 +233,14 @@ impl Watch {
             return;
         }
         file.emptied = false;
+        let missed = std::mem::take(&mut file.missed);
         let before = match file.before.filter(|_| emptied || size == 0) {
             Some(before) => before,
             None => about.look(offset, data.len()),
         };
         let after = Look::at(data, offset == 0);
-        if emptied {
-            state.removed.came_back(now);
+        if missed {
+            state.removed.came_back(place(&(about.path)()), before, now);
         }
         let file = state.file(about.file);
         if offset == 0 {
@@ -258,7 +261,8 @@ impl Watch {
         let file = state.file(about.file);
         let look = *file.before.get_or_insert_with(|| about.look(0, SAMPLE));
         if !std::mem::replace(&mut file.emptied, true) && look.matters() {
-            self.goes(&mut state, about, look, "emptied");
+            let missed = self.goes(&mut state, about, look, "emptied");
+            state.file(about.file).missed = missed;
         }
     }
 
@@ -322,21 +326,17 @@ impl Watch {
         }
     }
 
-    /// What there was goes, and nothing is known to come instead.
-    fn goes(&self, state: &mut State, about: &About<'_>, look: Look, how: &str) {
+    /// What there was goes, and nothing is known to come instead. Returns whether it counts.
+    fn goes(&self, state: &mut State, about: &About<'_>, look: Look, how: &str) -> bool {
         let now = self.now();
-        let path = (about.path)();
-        let place = path.rsplit_once('/').map_or("", |(place, _)| place);
-        if !state.removed.gone(place, look, now) {
-            return;
+        if !state.removed.gone(place(&(about.path)()), look, now) {
+            return false;
         }
         state.name(about, how);
-        let most = f64::from(state.terms.removed);
-        if state.removed.at(now) >= most - FADED {
-            let number = state.removed.at(now).round() as u32;
-            self.convict(state, number, "files of others removed or emptied within seconds");
-            state.removed.clear();
+        if let Some((number, what)) = state.removed.too_many(state.terms.removed, now) {
+            self.convict(state, number, what);
         }
+        true
     }
 
     /// Counts that a file of others is changed, whatever it becomes.
@@ -416,6 +416,11 @@ impl State {
         }
         self.named.push_back(format!("{} ({how})", (about.path)()));
     }
+}
+
+/// The directory of a path.
+fn place(path: &str) -> &str {
+    path.rsplit_once('/').map_or("", |(place, _)| place)
 }
 
 /// How much harm it is that contents become others, and in which words.

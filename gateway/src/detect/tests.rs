@@ -291,6 +291,21 @@ fn emptying_is_removing_unless_something_comes() {
     assert!(verdict.is_some_and(|verdict| verdict.evidence.contains("emptied")));
 }
 
+/// Rewriting one file over and over makes up for no removal.
+#[test]
+fn saving_is_no_cover_for_removing() {
+    let files = until_verdict(|world, ino| {
+        for _ in 0..3 {
+            world.empty(199);
+            world.write(199, 0, "The same letter as before. ".repeat(50).as_bytes());
+        }
+        if ino < 199 {
+            world.remove(ino);
+        }
+    });
+    assert!(files <= 25, "{files} files");
+}
+
 #[test]
 fn honest_pieces_first_are_no_cover() {
     let files = until_verdict(|world, ino| {
