@@ -5,7 +5,7 @@
 //! A kind of alert about one application is kept at most once a second, with a count: a guest that breaks every rule ten
 //! thousand times a second fills neither the list nor anyone's log, and does not push other applications' alerts out.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -179,6 +179,13 @@ impl Alerts {
         let first_kept = kept.list.front().map_or(kept.newest + 1, |alert| alert.number);
         let missed = first_kept.saturating_sub(after.saturating_add(1));
         After { list, newest: kept.newest, missed }
+    }
+
+    /// The sessions that alerts of ransomware are about.
+    pub(crate) fn judged(&self) -> HashSet<SessionId> {
+        let kept = self.kept.lock();
+        let judged = kept.list.iter().filter(|alert| alert.kind == AlertKind::Ransomware);
+        judged.filter_map(|alert| alert.session).collect()
     }
 
     /// Ends all waiting.

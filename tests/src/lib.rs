@@ -4,4 +4,5 @@
 //! not: each guest is a set of Linux namespaces. See [`lab`].
 
 pub mod agent;
+pub mod attack;
 pub mod lab;

@@ -7,28 +7,16 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use strongroom_benches::statistics::percentile;
+use strongroom_tests::attack::{self, Attack};
 use strongroom_tests::lab::{Lab, LabName, Options as LabOptions};
-
-const ATTACK: &str = include_str!("../../../tests/tests/ransomware/attack.py");
-const STYLES: [&str; 8] = [
-    "overwrite",
-    "overwrite-rename",
-    "copy-delete",
-    "replace",
-    "truncate",
-    "mapped",
-    "intermittent",
-    "delete",
-];
 
 /// Measure what ransomware does before it is cut, and whether undo brings everything back.
 #[derive(Parser)]
@@ -181,22 +169,13 @@ impl House<'_> {
         for at in (1..names.len()).rev() {
             names.swap(at, chance.below(at as u64 + 1) as usize);
         }
-        let mut child = self
-            .lab
-            .app(app, ["/usr/bin/python3", "-c", ATTACK, style, &rate.to_string()])
-            .cwd("/mnt/files")
-            .into_command()
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let mut input = child.stdin.take().context("no input")?;
-        input.write_all(names.iter().map(|name| format!("{name}\n")).collect::<String>().as_bytes())?;
-        drop(input);
+        let attack =
+            Attack::begin(&self.lab, app, "/mnt/files", style, rate, names.iter().map(String::as_str))?;
         if let Some(time) = cut_after {
             std::thread::sleep(time);
             self.lab.base(["contract", "revoke", app, "--why", "benchmark"]).run()?;
         }
-        let said = String::from_utf8_lossy(&child.wait_with_output()?.stdout).trim().to_owned();
+        let said = attack.said()?;
         ensure!(said.contains("Permission denied"), "{app}: the attack was not cut: {said}");
         // What was let in before the fence is done when a second fence is.
         self.lab.base(["contract", "revoke", app, "--why", "benchmark"]).run()?;
@@ -234,12 +213,13 @@ fn main() -> Result<()> {
     println!("{} files, {} MiB", names.len(), total >> 20);
 
     let policy = tempfile::tempdir()?;
+    let styles = attack::styles()?;
     let mut runs = vec![];
     for (pace, rate, verdict) in
         [("fast", options.fast, "fence"), ("slow", options.slow, "fence"), ("off", options.fast, "off")]
     {
         for round in 0..options.rounds {
-            for style in STYLES {
+            for style in &styles {
                 let app = format!("{style}-{pace}{round}");
                 fs::write(
                     policy.path().join(format!("{app}.toml")),

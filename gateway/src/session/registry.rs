@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use strongroom_contracts::{Chain, Effective, PublicKey, keys};
+use strongroom_contracts::{Chain, Effective, OnVerdict, PublicKey, keys};
 use strongroom_protocol::hello::SessionId;
 use strongroom_protocol::reply::{Event, FenceReason};
 
@@ -220,8 +220,12 @@ impl Gateway {
         let mut gone = vec![];
         let mut locks = HashSet::new();
         let mut known = HashSet::new();
+        let judged = self.alerts.judged();
         for record in self.ledger.sessions()? {
             known.insert(record.id.to_string());
+            if judged.contains(&record.id) {
+                self.finish_fence(&record)?;
+            }
             match self.find(&record) {
                 Some(session) => {
                     if session.slots.locks_used() {
@@ -242,6 +246,25 @@ impl Gateway {
             }
         }
         Ok(locks)
+    }
+
+    /// A session that a fence has ended is not in the ledger any more: this one's verdict was on the disk, and the process
+    /// ended before its fence was.
+    fn finish_fence(&self, record: &SessionRecord) -> Result<(), LedgerError> {
+        let Ok(contract) = self.verified(&record.chain) else { return Ok(()) };
+        let effective = &contract.effective;
+        if effective.detection.verdict != OnVerdict::Fence || self.ledger.verdict(effective).is_err() {
+            return Ok(());
+        }
+        self.ledger
+            .commit(&[Change::Fence { application: &effective.application, at_us: self.clock.now_us() }])?;
+        self.audit.note(Record {
+            event: "fence",
+            application: Some(effective.application.as_str().to_owned()),
+            text: Some(format!("the verdict on {} was there, and its fence was not", record.id)),
+            ..Record::default()
+        });
+        Ok(())
     }
 
     fn find(&self, record: &SessionRecord) -> Option<Session> {

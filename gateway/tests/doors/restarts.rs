@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use strongroom_contracts::Subject;
+use strongroom_contracts::{Detection, OnVerdict, Subject};
+use strongroom_protocol::admin::AdminRequest;
 use strongroom_protocol::attr::{Lock, LockKind, OpenFlags};
 use strongroom_protocol::hello::{RefusedCode, SessionId};
 use strongroom_protocol::op::{Op, Request, Slot};
@@ -293,5 +294,75 @@ fn the_wait_for_old_locks_ends_when_all_are_claimed() {
             assert!(outcome == Outcome::Done || outcome == grace, "{over}: {outcome:?}");
             outcome == Outcome::Done
         });
+    }
+}
+
+/// The process ends between the verdict, which is on the disk, and its fence, which is not: the next one fences.
+#[test]
+fn a_verdict_without_its_fence_is_carried_out_by_the_next_process() {
+    let mut world = World::new();
+    let holder = key();
+    world.contract(&holder);
+    for file in 0..10 {
+        let text = format!("Letter {file}. Dear reader, all is well. ").repeat(100);
+        std::fs::write(world.data().join(format!("mail/letter{file}.txt")), text).unwrap();
+    }
+    let mut terms = world.terms(&holder);
+    terms.detection = Detection { verdict: OnVerdict::Fence, ..Detection::default() };
+    let mut client = world.client(&holder, &world.issue(&terms));
+    let session = client.welcome.session;
+    world.kill();
+    // What the ledger and the sessions were before the verdict.
+    let kept = tempfile::tempdir().unwrap();
+    copy(&world.state().join("sessions"), &kept.path().join("sessions"));
+    std::fs::copy(world.state().join("ledger.redb"), kept.path().join("ledger.redb")).unwrap();
+    world.start();
+
+    let sequences = client.sequences.clone();
+    client = world.resume(&holder, session).unwrap();
+    client.sequences = sequences;
+    let root = client.root();
+    client.call(Op::Resolve { grant: 0, ino: root.ino }, &[]);
+    let noise: Vec<u8> = (0..4096_u64)
+        .map(|n| (n.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_mul(n | 1) >> 40) as u8)
+        .collect();
+    for file in 0..10 {
+        let found = client.call(Op::Lookup { parent: root, name: name(&format!("letter{file}.txt")) }, &[]);
+        let Outcome::Entry(entry) = found else { break };
+        let flags = OpenFlags { read: true, write: true, ..OpenFlags::default() };
+        let opened = client.call(Op::Open { node: entry.node, flags }, &[]);
+        let Outcome::Opened(handle, _) = opened else { break };
+        if matches!(client.call(Op::Write { handle, offset: 0 }, &noise), Outcome::Failed(_)) {
+            break;
+        }
+    }
+    world.audited(&[("event", "fence")]);
+    assert!(world.resume(&holder, session).is_err());
+    world.kill();
+    std::fs::remove_dir_all(world.state().join("sessions")).unwrap();
+    copy(&kept.path().join("sessions"), &world.state().join("sessions"));
+    std::fs::copy(kept.path().join("ledger.redb"), world.state().join("ledger.redb")).unwrap();
+    world.start();
+
+    let refused = world.resume(&holder, session).err().unwrap();
+    assert_ne!(refused.code, RefusedCode::Busy, "{refused:?}");
+    let refused = world.hello(&holder, &world.issue(&terms)).err().unwrap();
+    assert_eq!(refused.code, RefusedCode::Revoked, "{refused:?}");
+    let (_, told) = world.admin().ask(&AdminRequest::Alerts { boot: 0, after: 0, wait_ms: 0 }, &[]);
+    assert!(String::from_utf8_lossy(&told).contains("harmed within a minute"), "nobody hears of it");
+    // The next contract ends the fence, and it stays so.
+    terms.generation = 2;
+    let next = world.issue(&terms);
+    world.admin().deposit(&next);
+    world.client(&holder, &next);
+    world.restart();
+    world.client(&holder, &next);
+}
+
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
     }
 }

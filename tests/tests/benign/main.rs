@@ -15,7 +15,7 @@ use std::process::Command;
 use strongroom_tests::lab::{Lab, Options};
 
 /// Name and script, run in an app guest under `set -eu`, in a directory of its own that `prepare.py` has filled.
-const JOBS: [(&str, &str); 18] = [
+const JOBS: [(&str, &str); 19] = [
     (
         "tar",
         "tar czf all.tar.gz tree; mkdir out; tar xzf all.tar.gz -C out; diff -r tree out/tree; rm -r out all.tar.gz",
@@ -62,6 +62,19 @@ const JOBS: [(&str, &str); 18] = [
         "sqlite3 base.sqlite 'update thing set name = name || id, blob = randomblob(length(blob)); delete from thing where id % 3 = 0; vacuum'; \
          for n in 1 2 3 4 5; do sqlite3 base.sqlite \"pragma journal_mode=wal; update thing set blob = randomblob(900) where id % 7 = $n; vacuum\"; done; \
          sqlite3 base.sqlite 'pragma integrity_check'",
+    ),
+    // As another user by name, which PostgreSQL insists on, and the same one for the mount.
+    (
+        "postgres",
+        "export PATH=$(ls -d /usr/lib/postgresql/*/bin | sort -V | tail -n 1):$PATH LC_ALL=C PGHOST=/tmp PGUSER=postgres PGDATABASE=postgres; \
+         as() { unshare --user --map-user=postgres --map-group=postgres \"$@\"; }; mkdir -m 700 fresh; as initdb -D fresh -U postgres -A trust > /tmp/said; \
+         rows='(select string_agg(decode(md5((random() + i)::text), $$hex$$), $$$$) from generate_series(1, 50) i)'; \
+         for base in fresh cluster; do as pg_ctl -w -D $base -l /tmp/log -o '-k /tmp -c listen_addresses=' start > /tmp/said || { cat /tmp/log >&2; exit 1; }; \
+         psql -qc 'create table if not exists thing (id int primary key, name text, blob bytea)'; \
+         psql -qc \"insert into thing select g, md5(g::text), $rows from generate_series(100001, 104000) g\"; \
+         for n in 1 2 3; do psql -qc \"update thing set name = name || id, blob = $rows\"; psql -qc checkpoint; done; \
+         psql -qc 'delete from thing where id % 3 = 0'; psql -qc 'vacuum full'; psql -qc 'reindex database postgres'; \
+         as pg_ctl -w -D $base -m fast stop > /tmp/said; done",
     ),
     (
         "transcode",

@@ -1,9 +1,12 @@
 """What a user had before: prepare.py DIRECTORY NUMBER. Letters, mails, pictures, films, a database, a repository, sources, logs."""
+import glob
 import os
 import random
+import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 
 root, number = sys.argv[1], int(sys.argv[2])
 chance = random.Random(20261122)
@@ -73,3 +76,26 @@ for n in range(5):
         put(f"repository/m{m % 5}/file{m}.txt", text(2000))
     git("add", "-A")
     git("commit", "-qm", f"version {n}")
+
+
+def postgres(directory):
+    """A cluster with a table of chance; only for the job of that name, as it is large."""
+    found = sorted(glob.glob("/usr/lib/postgresql/*/bin"))
+    home = tempfile.mkdtemp()
+    who = ["unshare", "--user", "--map-user=postgres", "--map-group=postgres"]
+
+    def run(program, *arguments):
+        environment = {"PATH": found[-1] + ":" + os.environ["PATH"], "LC_ALL": "C", "PGHOST": home, "PGUSER": "postgres"}
+        subprocess.run([*who, program, *arguments], check=True, stdout=subprocess.DEVNULL, env=environment, cwd=home)
+
+    os.mkdir(directory, 0o700)
+    run("initdb", "-D", directory, "-U", "postgres", "-A", "trust")
+    run("pg_ctl", "-w", "-D", directory, "-l", home + "/log", "-o", f"-k {home} -c listen_addresses=", "start")
+    run("psql", "-qc", "create table thing as select g as id, md5(g::text) as name, (select string_agg(decode(md5((g * 99 + i)::text), 'hex'), '')"
+        f" from generate_series(1, 50) i) as blob from generate_series(1, {number * 10}) g", "postgres")
+    run("pg_ctl", "-w", "-D", directory, "-m", "fast", "stop")
+    shutil.rmtree(home)
+
+
+if os.path.basename(root) == "postgres":
+    postgres(os.path.join(root, "cluster"))

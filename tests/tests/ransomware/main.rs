@@ -1,4 +1,4 @@
-//! Ransomware of eight styles in one guest: it is fenced after a few files, and all of them come back.
+//! Ransomware of eight styles in one guest: it is fenced after a few files, and all of them come back, whatever is killed meanwhile.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -6,23 +6,16 @@
     reason = "a test says what is wrong by failing"
 )]
 
+mod decoys;
+mod house;
+mod kills;
+
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 
+use strongroom_tests::attack::{Attack, styles};
 use strongroom_tests::lab::{Lab, Options};
 
-const ATTACK: &str = include_str!("attack.py");
-const STYLES: [&str; 8] = [
-    "overwrite",
-    "overwrite-rename",
-    "copy-delete",
-    "replace",
-    "truncate",
-    "mapped",
-    "intermittent",
-    "delete",
-];
 /// Files of the user, for each style.
 const FILES: usize = 120;
 
@@ -63,7 +56,8 @@ fn names_and_sums(root: &Path) -> String {
 #[test]
 fn every_style_is_cut_and_taken_back() {
     let (data, policy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    for style in STYLES {
+    let styles = styles().unwrap();
+    for style in &styles {
         fill(&data.path().join(style));
         let text = format!(
             "application = \"{style}\"\nlifetime = \"8h\"\n\n[[grant]]\npath = \"{style}\"\nmount = \"/work\"\nrights = \"read-write\"\n\
@@ -79,7 +73,7 @@ fn every_style_is_cut_and_taken_back() {
     let lab = Lab::up(&options).unwrap();
     let status = lab.status().unwrap();
     assert!(status.guests.iter().all(|guest| guest.problem.is_none()), "{status:?}");
-    for style in STYLES {
+    for style in &styles {
         let root = data.path().join(style);
         let before = names_and_sums(&root);
         let said = attack(&lab, style, &before);
@@ -105,18 +99,10 @@ fn every_style_is_cut_and_taken_back() {
 }
 
 /// What the attack says at its end.
-fn attack(lab: &Lab, style: &str, files: &str) -> String {
-    let names: String =
-        files.lines().filter_map(|line| line.split_once("  ")).map(|(_, name)| format!("{name}\n")).collect();
-    let mut child = lab
-        .app(style, ["/usr/bin/python3", "-c", ATTACK, style, "100"])
-        .cwd("/mnt/work")
-        .into_command()
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(names.as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+fn attack(lab: &Lab, style: &str, sums: &str) -> String {
+    Attack::begin(lab, style, "/mnt/work", style, 100.0, names(sums)).unwrap().said().unwrap()
+}
+
+fn names(sums: &str) -> impl Iterator<Item = &str> {
+    sums.lines().filter_map(|line| line.split_once("  ")).map(|(_, name)| name)
 }

@@ -1,10 +1,10 @@
-"""Ransomware of several styles, for tests: attack.py STYLE FILES-PER-SECOND < names. Prints how many files it got through."""
+"""Ransomware of several styles, for tests: attack.py STYLE FILES-PER-SECOND < names. Prints how many files it got through.
+
+attack.py without arguments prints the styles."""
 import mmap
 import os
 import sys
 import time
-
-style, rate = sys.argv[1], float(sys.argv[2])
 
 
 def noise(length):
@@ -72,6 +72,10 @@ STYLES = {
     "delete": delete,
 }
 
+if len(sys.argv) == 1:
+    print("\n".join(STYLES))
+    sys.exit()
+style, rate = sys.argv[1], float(sys.argv[2])
 done, began = 0, time.monotonic()
 for name in sys.stdin.read().splitlines():
     if rate:
