@@ -7,6 +7,7 @@
 #   make check        what to run before a commit: format, lints, unit and doc tests, docs, licences
 #   make bench        the mount beside sshfs, GlusterFS, CephFS, MooseFS and a local FUSE passthrough, as a table, JSON and a
 #                     page with plots; revocation under load; contracts. `make bench PEERS=` leaves the heavy peers out
+#   make bench-recovery  the part of it about attacks: from alert to work, and ransomware over 10,000 files (minutes)
 #   make scale        what one operation costs against files, sessions and revocations, as a page with plots (minutes; a million files)
 #   make conformance  pjdfstest, fsx, fio, dbench, stress-ng, PostgreSQL, git, SQLite on a real mount (as root)
 #   make soak         the same for hours: many seeds, a million operations; and the long tests
@@ -84,8 +85,18 @@ bench: need-bench
 	@$(LINK)
 	$(BIN)/bench $(PEERS) --json "$(TARGET)/bench/results.json" --html "$(TARGET)/bench/results.html" $(BENCH_ARGS)
 	$(BIN)/revoke $(REVOKE_ARGS)
-	$(BIN)/recovery $(RECOVERY_ARGS)
+	@$(MAKE) --no-print-directory run-bench-recovery
 	$(CARGO) bench --locked -p strongroom-benches --bench verify
+
+bench-recovery: need-lab
+	$(BUILD) -p strongroom-tests -p strongroom-benches --bins
+	@$(LINK)
+	@$(MAKE) --no-print-directory run-bench-recovery
+
+.PHONY: bench-recovery run-bench-recovery
+run-bench-recovery:
+	$(BIN)/recovery $(RECOVERY_ARGS)
+	$(BIN)/ransomware $(RANSOMWARE_ARGS)
 
 scale: need-build
 	$(CARGO) build --release --locked -p strongroom-benches -p strongroom-gateway --bins

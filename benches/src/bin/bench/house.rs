@@ -53,7 +53,7 @@ pub(crate) struct House {
 }
 
 impl House {
-    pub(crate) fn build(targets: &[Target], undo: bool) -> Result<Self> {
+    pub(crate) fn build(targets: &[Target], undo: bool, detection: bool) -> Result<Self> {
         check_needs(targets)?;
         let program = std::env::current_exe().context("cannot find this program's own file")?;
         let programs = program.parent().context("this program's file has no directory")?.to_owned();
@@ -67,7 +67,8 @@ impl House {
         }
         let policy = tempfile::tempdir().context("cannot make a directory for the policy")?;
         let undo = if undo { "undo = \"7d\"\n" } else { "" };
-        fs::write(policy.path().join("bench.toml"), format!("{POLICY}{undo}"))
+        let detection = if detection { "" } else { "\n[detection]\nverdict = \"off\"\n" };
+        fs::write(policy.path().join("bench.toml"), format!("{POLICY}{undo}{detection}"))
             .context("cannot write the policy")?;
 
         let name: LabName = format!("bench-{}", std::process::id())

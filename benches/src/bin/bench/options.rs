@@ -39,6 +39,9 @@ pub(crate) struct Options {
     /// Measure the mount with an undo window of seven days, to compare with a run without.
     #[arg(long)]
     pub(crate) undo: bool,
+    /// Measure the mount with `verdict = "off"`, to compare with a run in which the gateway looks at each change.
+    #[arg(long)]
+    pub(crate) no_detection: bool,
     /// Print the table as Markdown.
     #[arg(long)]
     pub(crate) markdown: bool,
