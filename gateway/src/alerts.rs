@@ -2,8 +2,9 @@
 //! (what was seen of an application's changes) are also on the disk before the change that gave rise to them is answered, and
 //! told again by the next process; whoever hears them knows by their time what was dealt with.
 //!
-//! A kind of alert about one application is kept at most once a second, with a count: a guest that breaks every rule ten
-//! thousand times a second fills neither the list nor anyone's log, and does not push other applications' alerts out.
+//! A kind of alert about one contract is kept at most once a second, with a count: a guest that breaks every rule ten
+//! thousand times a second fills neither the list nor anyone's log, and does not push other applications' alerts out. By contract,
+//! because the next one's is news: what the former gave rise to has been dealt with.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs;
@@ -13,7 +14,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
-use strongroom_contracts::{Application, Right, Rights};
+use strongroom_contracts::{Application, ContractId, Right, Rights};
 use strongroom_protocol::admin::{Alert, AlertKind, MAX_EVIDENCE_BYTES};
 use strongroom_protocol::codec;
 use strongroom_protocol::hello::SessionId;
@@ -52,7 +53,7 @@ struct Kept {
     list: VecDeque<Alert>,
     newest: u64,
     stopped: bool,
-    counted: HashMap<(Application, AlertKind), Counted>,
+    counted: HashMap<(Application, Option<ContractId>, AlertKind), Counted>,
     denied: HashMap<SessionId, Denied>,
 }
 
@@ -137,7 +138,7 @@ impl Alerts {
         if kept.counted.len() >= MAX_TOLD_APART {
             kept.counted.clear();
         }
-        let key = (alert.application.clone(), alert.kind);
+        let key = (alert.application.clone(), alert.contract, alert.kind);
         let more = match kept.counted.get_mut(&key) {
             Some(counted) if now.duration_since(counted.since) < COUNT_FOR => {
                 counted.more = counted.more.saturating_add(1);
@@ -302,6 +303,10 @@ mod tests {
         assert!(!alerts.raise(alert("mail", AlertKind::Violation)));
         assert!(alerts.raise(alert("mail", AlertKind::Ransomware)));
         assert!(alerts.raise(alert("editor", AlertKind::Violation)));
+        let next = ContractId::from_bytes([2; 16]);
+        let again = Alerts::default();
+        assert!(again.raise(alert("mail", AlertKind::Ransomware)));
+        assert!(again.raise(Alert { contract: Some(next), ..alert("mail", AlertKind::Ransomware) }));
         let all = alerts.after(0, 10, Duration::ZERO);
         let numbers: Vec<u64> = all.list.iter().map(|alert| alert.number).collect();
         assert_eq!((numbers, all.newest, all.missed), (vec![1, 2, 3], 3, 0));
