@@ -306,3 +306,33 @@ fn an_output_file_is_never_replaced_unasked() {
         .run(&["grant", "mail", "--holder", "holder.pub", "--offline", "--out", "."])
         .fails(2, "is a directory");
 }
+
+#[test]
+fn a_secret_of_many_lines_comes_out_of_xenstore_as_it_is() {
+    use std::os::unix::fs::PermissionsExt;
+    let world = World::new();
+    let key = strongroom_contracts::SecretKey::generate().unwrap().public();
+    let secret = strongroom_base::secret::Enrolment::new(1, "mail".parse().unwrap(), key).unwrap().to_text();
+    world.write("secret", &secret);
+    // As Xen's own: without -R, line ends and what cannot be printed are escaped.
+    let tool = world.write(
+        "bin/xenstore-read",
+        "#!/bin/sh\ncd \"$(dirname \"$0\")/..\"\nif [ \"$1\" = -R ]; then cat secret; else sed -z 's/\\n/\\\\n/g' secret; fi\n",
+    );
+    std::fs::set_permissions(&tool, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", tool.parent().unwrap().display(), std::env::var("PATH").unwrap());
+    let args = [
+        "enroll",
+        "--secret",
+        "xenstore:strongroom/enrol",
+        "--at",
+        "127.0.0.1:1",
+        "--out",
+        ".",
+        "--for",
+        "1s",
+    ];
+    let enrolled = run(world.command(&args).env("PATH", path));
+    // It was read and understood: nobody listens at that address, which is another matter.
+    enrolled.fails(5, "cannot be reached");
+}

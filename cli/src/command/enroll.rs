@@ -86,7 +86,8 @@ impl SecretPlace {
                 })?
             }
             SecretPlace::XenStore(path) => {
-                let output = Command::new("xenstore-read").arg(path).stdin(Stdio::null()).output();
+                // Raw: without -R the tool writes line ends as `\n` (Xen, tools/xenstore, `sanitise_value`).
+                let output = Command::new("xenstore-read").arg("-R").arg(path).stdin(Stdio::null()).output();
                 let output =
                     output.map_err(|error| Failure::other(format!("cannot run `xenstore-read`: {error}")))?;
                 if !output.status.success() {
