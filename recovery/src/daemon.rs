@@ -84,6 +84,9 @@ pub struct Daemon {
 const HOUR_US: u64 = 3_600_000_000;
 /// How long one that ends when idle waits for its first order.
 const FIRST_ORDER: Duration = Duration::from_secs(30);
+/// How long a start waits for the end of a former daemon that was killed and keeps its lock until its last thread is gone.
+const LOCK_MAX: Duration = Duration::from_secs(3);
+const LOCK_PACE: Duration = Duration::from_millis(5);
 
 impl Daemon {
     /// Starts: finds the incidents that are not over and goes on with them, then listens.
@@ -401,12 +404,20 @@ fn lock(base: &Base) -> Result<File, Failure> {
     let failed = |error: std::io::Error| Failure::other(format!("cannot lock `{}`: {error}", path.display()));
     let file =
         File::options().create(true).truncate(false).write(true).mode(0o600).open(&path).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(Failure::new(
-            Exit::Refused,
-            format!("another strongroom-recovery runs on `{}`", base.recovery_dir().display()),
-        )),
-        Err(std::fs::TryLockError::Error(error)) => Err(failed(error)),
+    let until = Instant::now() + LOCK_MAX;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(std::fs::TryLockError::WouldBlock) if Instant::now() < until => {
+                std::thread::sleep(LOCK_PACE);
+            }
+            Err(std::fs::TryLockError::WouldBlock) => {
+                return Err(Failure::new(
+                    Exit::Refused,
+                    format!("another strongroom-recovery runs on `{}`", base.recovery_dir().display()),
+                ));
+            }
+            Err(std::fs::TryLockError::Error(error)) => return Err(failed(error)),
+        }
     }
 }

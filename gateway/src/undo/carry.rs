@@ -16,11 +16,12 @@ use rustix::io::Errno;
 use strongroom_contracts::armour::rfc3339;
 use strongroom_protocol::op::RenameMode;
 
+use super::contents::Contents;
 use super::place::{Places, Spot};
 use super::plan::{Filter, Plan, UndoError, Verdict, plan};
-use super::record::{At, Attributes, Object, Saved, Sides, What};
+use super::record::{At, Attributes, Object, Sides, What};
 use super::runs::{self, Item, Run, RunId};
-use super::vault::{copy_all, write_at};
+use super::vault::copy_all;
 use super::{Actor, Capture, OWN_NAME, Undo, Writer};
 use crate::engine::Shared;
 use crate::gate::Turnstile;
@@ -36,11 +37,11 @@ const ATTEMPTS: usize = 1024;
 const NAME_MAX: usize = 255;
 
 /// What an undo acts by: no permit of a contract, but an administrator's word.
-struct Authority<'a> {
+pub(super) struct Authority<'a> {
     engine: &'a Shared,
-    undo: &'a Undo,
+    pub(super) undo: &'a Undo,
     tree: &'a Arc<Tree>,
-    actor: Actor,
+    pub(super) actor: Actor,
     window: u64,
     /// Holds no leases itself; whoever holds some must let go before something is changed.
     lessee: Arc<Lessee>,
@@ -82,9 +83,30 @@ impl Reach for Authority<'_> {
     fn moved_names(&self, _: &Arc<Node>, _: &Arc<Node>) {}
 }
 
-impl Authority<'_> {
+impl<'a> Authority<'a> {
+    pub(super) fn new(engine: &'a Shared, undo: &'a Undo, run: RunId) -> Authority<'a> {
+        let writer = Writer { application: OWN_NAME.to_owned(), ids: vec![*run.as_bytes()], generation: 0 };
+        let lessee = Lessee::new(LesseeParts {
+            number: engine.next_session(),
+            grants: Arc::new([]),
+            most: 1,
+            recall: engine.options.leases.recall,
+            offences: Arc::default(),
+        });
+        Authority {
+            engine,
+            undo,
+            tree: &undo.tree,
+            actor: undo.act(writer, undo.space, true),
+            window: undo.longest_window.load(std::sync::atomic::Ordering::Relaxed),
+            deal: RefCell::new(Deal::new(&lessee, Mode::Client)),
+            lessee,
+            turnstile: Turnstile::new(),
+        }
+    }
+
     /// Does something until nothing must be counted or waited for first, and nobody holds what it changes.
-    fn again<T>(&self, mut act: impl FnMut() -> Checked<T>) -> Checked<T> {
+    pub(super) fn again<T>(&self, mut act: impl FnMut() -> Checked<T>) -> Checked<T> {
         let result = self.attempts(&mut act);
         // Its marks end here: others may be given leases again.
         self.deal.replace(Deal::new(&self.lessee, Mode::Client));
@@ -108,25 +130,26 @@ impl Authority<'_> {
 }
 
 /// One undo under way.
-struct Carry<'a> {
-    authority: Authority<'a>,
-    filter: &'a Filter,
-    dry: bool,
-    plan: &'a Plan,
+pub(super) struct Carry<'a> {
+    pub(super) authority: Authority<'a>,
+    pub(super) filter: &'a Filter,
+    pub(super) dry: bool,
+    pub(super) plan: &'a Plan,
     /// Where things are, as the log tells it and as the undo itself moves them.
-    places: Places,
+    pub(super) places: Places,
     /// What a dry run would have changed.
     pretended: HashMap<At, Option<Object>>,
     items: BTreeMap<Vec<u8>, Item>,
     /// The oldest attributes of changed objects, with the sides that were changed.
     attributes: HashMap<Object, (Sides, Option<Attributes>)>,
     /// Objects whose content was changed by others since: the time of the oldest change.
-    beside: BTreeMap<Object, u64>,
+    pub(super) beside: BTreeMap<Object, u64>,
     /// Objects that were put beside by an earlier try of this undo.
     beside_before: HashSet<Object>,
-    open: Option<(Object, Arc<Node>, OwnedFd)>,
+    /// Contents that are about to be put back.
+    pub(super) contents: Contents<'a>,
     /// Objects that were looked at and are not there.
-    missing: HashSet<Object>,
+    pub(super) missing: HashSet<Object>,
 }
 
 impl Undo {
@@ -182,26 +205,7 @@ impl Undo {
             progress.expired = plan.expired;
         });
         let run = Arc::new(Noted { run: Arc::clone(run), filter });
-        let writer =
-            Writer { application: OWN_NAME.to_owned(), ids: vec![*run.run.id.as_bytes()], generation: 0 };
-        let window = self.longest_window.load(std::sync::atomic::Ordering::Relaxed);
-        let lessee = Lessee::new(LesseeParts {
-            number: engine.next_session(),
-            grants: Arc::new([]),
-            most: 1,
-            recall: engine.options.leases.recall,
-            offences: Arc::default(),
-        });
-        let authority = Authority {
-            engine,
-            undo: self,
-            tree,
-            actor: self.act(writer, self.space, true),
-            window,
-            deal: RefCell::new(Deal::new(&lessee, Mode::Client)),
-            lessee,
-            turnstile: Turnstile::new(),
-        };
+        let authority = Authority::new(engine, self, run.run.id);
         if !run.run.dry {
             if !run.run.resumed {
                 runs::note(&self.vault, &Run::new(run.run.id, run.filter.clone(), false, true))?;
@@ -229,7 +233,7 @@ impl Undo {
             items: BTreeMap::new(),
             attributes: HashMap::new(),
             beside: BTreeMap::new(),
-            open: None,
+            contents: Contents::new(engine, self, run.run.id),
             missing: HashSet::new(),
         };
         for (n, place) in plan.steps.iter().enumerate() {
@@ -238,6 +242,7 @@ impl Undo {
                 run.run.update(|progress| progress.done = n as u64);
             }
         }
+        carry.put_contents();
         carry.put_beside();
         carry.set_attributes();
         let items = carry.items.into_values().collect();
@@ -260,11 +265,11 @@ struct Noted {
 }
 
 impl Carry<'_> {
-    fn undo(&self) -> &Undo {
+    pub(super) fn undo(&self) -> &Undo {
         self.authority.undo
     }
 
-    fn tree(&self) -> &Arc<Tree> {
+    pub(super) fn tree(&self) -> &Arc<Tree> {
         self.authority.tree
     }
 
@@ -272,13 +277,19 @@ impl Carry<'_> {
         self.places.path(self.tree(), at)
     }
 
-    fn object_path(&self, object: Object) -> Vec<u8> {
+    pub(super) fn object_path(&self, object: Object) -> Vec<u8> {
         let path = self.places.object_path(self.tree(), object);
         path.unwrap_or_else(|| format!("(inode {})", object.ino).into_bytes())
     }
 
     /// Notes what became of a path; the worse of several verdicts stays.
-    fn tell(&mut self, path: Vec<u8>, verdict: Verdict, beside: Option<Vec<u8>>, why: impl Into<String>) {
+    pub(super) fn tell(
+        &mut self,
+        path: Vec<u8>,
+        verdict: Verdict,
+        beside: Option<Vec<u8>>,
+        why: impl Into<String>,
+    ) {
         let item = Item { path: path.clone(), verdict, beside, why: why.into() };
         match self.items.get_mut(&path) {
             Some(old) if old.verdict >= verdict => {}
@@ -289,7 +300,7 @@ impl Carry<'_> {
     }
 
     /// What was moved out of somebody's grant, or into it, must be noticed by operations under way.
-    fn changed(&self, settle: bool) {
+    pub(super) fn changed(&self, settle: bool) {
         if settle {
             self.tree().sections.settle();
         }
@@ -309,12 +320,33 @@ impl Carry<'_> {
             // Before this undo was interrupted.
             return;
         }
+        if let What::Changed { object, sides, before, saved } = &told.record.what {
+            if plan.passing.contains(object) {
+                self.step_done(seq);
+            } else if sides.has(Sides::CONTENT) {
+                let size = before.map(|before| before.size);
+                self.restore(&told.application, seq, *object, size, saved);
+            }
+            return;
+        }
+        let tells_only = !matches!(
+            told.record.what,
+            What::Making { .. }
+                | What::Linked { .. }
+                | What::Removed { .. }
+                | What::Renamed { .. }
+                | What::Exchanged { .. }
+                | What::Xattr { .. }
+        );
+        if tells_only {
+            return;
+        }
+        // This can move what contents go to.
+        self.put_contents();
         let (path, result) = match &told.record.what {
             What::Making { at, after } => (self.path(at), self.unmake(seq, at, *after)),
             What::Linked { object, at } => (self.path(at), self.unname(*object, at)),
-            What::Removed { object, .. } | What::Changed { object, .. } | What::Xattr { object, .. }
-                if plan.passing.contains(object) =>
-            {
+            What::Removed { object, .. } | What::Xattr { object, .. } if plan.passing.contains(object) => {
                 (vec![], Ok(()))
             }
             What::Removed { object, at, kept: true, .. } => {
@@ -331,13 +363,6 @@ impl Carry<'_> {
             }
             What::Exchanged { one, from, other, to } => {
                 (self.path(from), self.exchange_back((*one, from), (*other, to)))
-            }
-            What::Changed { object, sides, before, saved } => {
-                if !sides.has(Sides::CONTENT) {
-                    return;
-                }
-                let size = before.map(|before| before.size);
-                (self.object_path(*object), self.restore(&told.application, seq, *object, size, saved))
             }
             What::Xattr { object, name, old } => {
                 (self.object_path(*object), self.restore_xattr(*object, name, old.as_deref()))
@@ -414,7 +439,6 @@ impl Carry<'_> {
             self.tell(path, Verdict::Restored, None, "");
             return Ok(());
         }
-        self.open = None;
         let dir = self.find_dir(at.dir)?;
         let (node, _) = self.tree().lookup(&dir, &at.name)?;
         let how = if node.is_dir() { AtFlags::REMOVEDIR } else { AtFlags::empty() };
@@ -451,7 +475,7 @@ impl Carry<'_> {
     }
 
     /// What somebody else changed of an object: before the plan was made, or since.
-    fn conflict(&self, object: Object) -> Option<(Sides, String)> {
+    pub(super) fn conflict(&self, object: Object) -> Option<(Sides, String)> {
         if let Some((sides, who)) = self.plan.conflicts.get(&object) {
             return Some((*sides, who.clone()));
         }
@@ -610,7 +634,6 @@ impl Carry<'_> {
             }
             return Ok(());
         }
-        self.open = None;
         let target = self.find_dir(to.dir)?;
         let Ok(source) = self.find_dir(from.dir) else {
             self.tell(path, Verdict::Kept, None, "its former directory is gone");
@@ -642,7 +665,7 @@ impl Carry<'_> {
     }
 
     /// Whether an undo has taken the object away before.
-    fn is_taken_away(&self, object: Object) -> bool {
+    pub(super) fn is_taken_away(&self, object: Object) -> bool {
         matches!(self.places.of(object).next(), Some(Spot::Kept(application, _)) if **application == *OWN_NAME)
     }
 
@@ -682,139 +705,6 @@ impl Carry<'_> {
             if verdict == Verdict::Kept { "somebody else moved or deleted one of them since" } else { "" };
         paths.into_iter().for_each(|path| self.tell(path, verdict, None, why));
         Ok(())
-    }
-
-    /// Puts bytes back that were overwritten or cut off, or cuts off what was added.
-    fn restore(
-        &mut self,
-        application: &str,
-        seq: u64,
-        object: Object,
-        size: Option<u64>,
-        saved: &Saved,
-    ) -> Checked<()> {
-        if self.missing.contains(&object) {
-            return Ok(());
-        }
-        let path = self.object_path(object);
-        if let Some((sides, _)) = self.conflict(object)
-            && sides.has(Sides::CONTENT)
-        {
-            let first = self.beside.entry(object).or_insert(seq);
-            *first = (*first).min(seq);
-            return Ok(());
-        }
-        if self.dry {
-            let there = match saved {
-                Saved::Range { .. } | Saved::Clone => self.undo().vault.stat(application, seq).is_ok(),
-                Saved::Nothing | Saved::Bytes { .. } => true,
-            };
-            let (verdict, why) = if there {
-                (Verdict::Restored, "")
-            } else {
-                (Verdict::Expired, "what was kept of it is forgotten")
-            };
-            self.tell(path, verdict, None, why);
-            return Ok(());
-        }
-        if self.open.as_ref().is_none_or(|(other, ..)| *other != object) {
-            let opened = self.reach(object, OFlags::RDWR)?;
-            let Some((node, file)) = opened else {
-                self.missing.insert(object);
-                if !self.is_taken_away(object) {
-                    self.tell(path, Verdict::Kept, None, "somebody else deleted it since");
-                }
-                return Ok(());
-            };
-            self.open = Some((object, node, file));
-        }
-        let Some((_, node, file)) = &self.open else { return Ok(()) };
-        let kept = self.authority.again(|| self.put_bytes(application, seq, node, file, size, saved))?;
-        self.changed(false);
-        if kept {
-            self.tell(path, Verdict::Restored, None, "");
-        } else {
-            self.tell(path, Verdict::Expired, None, "what was kept of it is forgotten");
-        }
-        Ok(())
-    }
-
-    /// Opens an object, by its name or in the vault: it may have been changed after it was deleted, by a handle.
-    fn reach(&self, object: Object, flags: OFlags) -> Checked<Option<(Arc<Node>, OwnedFd)>> {
-        if let Ok(node) = self.places.find(self.tree(), object) {
-            let (file, _) = self.tree().open_node(&node, flags)?;
-            return Ok(Some((node, file)));
-        }
-        for spot in self.places.of(object) {
-            let Spot::Kept(application, seq) = spot else { continue };
-            let former = **application == *OWN_NAME && *seq <= self.filter.until_us;
-            if former && self.filter.application != OWN_NAME {
-                // What a former undo has taken away stays as it is.
-                continue;
-            }
-            match self.undo().vault.open_kept(application, *seq, flags) {
-                Ok(file) => {
-                    let stat = Stat::of(&file)?;
-                    if Object::told(&stat) == object {
-                        return Ok(Some((self.tree().known_or_detached(&stat), file)));
-                    }
-                }
-                Err(Errno::NOENT | Errno::ISDIR | Errno::LOOP | Errno::NXIO) => {}
-                Err(other) => return Err(other.into()),
-            }
-        }
-        Ok(None)
-    }
-
-    /// Whether the bytes were still kept.
-    fn put_bytes(
-        &self,
-        application: &str,
-        seq: u64,
-        node: &Arc<Node>,
-        file: &OwnedFd,
-        size: Option<u64>,
-        saved: &Saved,
-    ) -> Checked<bool> {
-        let undo = self.undo();
-        let capture = self.authority.undo();
-        let _size = node.size.lock();
-        self.authority.changing(&[(node, Change::All { data: true, open: false })])?;
-        let stat = Stat::of(file)?;
-        let open_kept = || match undo.vault.open_kept(application, seq, OFlags::RDONLY) {
-            Err(Errno::NOENT) => Ok(None),
-            other => other.map(Some),
-        };
-        match saved {
-            Saved::Nothing => {}
-            Saved::Bytes { offset, bytes } => {
-                capture.content(node, file, &stat, *offset, offset + bytes.len() as u64)?;
-                write_at(file, bytes, *offset)?;
-            }
-            Saved::Range { offset, length } => {
-                let Some(kept) = open_kept()? else { return Ok(false) };
-                capture.content(node, file, &stat, *offset, offset + length)?;
-                copy_all(&kept, 0, file, *offset, *length)?;
-            }
-            Saved::Clone => {
-                let Some(kept) = open_kept()? else { return Ok(false) };
-                capture.content(node, file, &stat, 0, u64::MAX)?;
-                replace_all(&kept, file)?;
-            }
-        }
-        let now = Stat::of(file)?;
-        if let Some(size) = size.filter(|size| *size != now.size()) {
-            capture.resize(node, file, &now, size)?;
-            ftruncate(file, size)?;
-        }
-        let after = Stat::of(file)?.size();
-        let meters = self.tree().meters_of(node, &stat);
-        if after > stat.size() {
-            meters.reserve(&[], after - stat.size(), 0)?.keep();
-        } else {
-            meters.release(stat.size() - after, 0);
-        }
-        Ok(true)
     }
 
     fn restore_xattr(&mut self, object: Object, name: &[u8], old: Option<&[u8]>) -> Checked<()> {
@@ -942,7 +832,6 @@ impl Carry<'_> {
 
     /// Sets modes, owners and times as they were.
     fn set_attributes(&mut self) {
-        self.open = None;
         for (object, (sides, before)) in std::mem::take(&mut self.attributes) {
             let Some(before) = before else { continue };
             let theirs = self.conflict(object);
@@ -1013,10 +902,10 @@ pub(super) fn replace_all(from: &OwnedFd, to: &OwnedFd) -> Result<(), Errno> {
         Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::XDEV | Errno::TXTBSY) => copy_all(from, 0, to, 0, size)?,
         Err(other) => return Err(other),
     }
-    ftruncate(to, size)
+    if Stat::of(to)?.size() == size { Ok(()) } else { ftruncate(to, size) }
 }
 
-fn words(refusal: &Refusal) -> String {
+pub(super) fn words(refusal: &Refusal) -> String {
     match refusal.failure() {
         strongroom_protocol::reply::Failure::Errno(number) => {
             std::io::Error::from_raw_os_error(i32::from(number)).to_string()

@@ -3,13 +3,14 @@
 //!
 //! Every function of the store that changes something tells the [`Capture`] of its permit before it does. Rooms:
 //! [`log`] (records, by application), [`vault`] (what is kept), [`marks`] (what is saved already), [`capture`],
-//! [`plan`] and [`carry`] (undoing), [`halves`] (after a kill), [`expire`] (forgetting), [`past`] (history, old versions, who read what).
+//! [`plan`], [`carry`] and [`contents`] (undoing), [`halves`] (after a kill), [`expire`] (forgetting), [`past`] (history, old versions, who read what).
 //!
 //! What is promised: a change that reached the data has its record and its pre-image, whatever becomes of the process;
 //! after a loss of power, a change that a guest has synced has them (`docs/adr/0013-undo-log.md`).
 
 pub(crate) mod capture;
 pub(crate) mod carry;
+mod contents;
 mod crc;
 mod expire;
 mod halves;

@@ -3,6 +3,8 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use super::record::{At, Object, What};
 use crate::gate::refusal::{Checked, Refusal};
 use crate::tree::{Node, Tree};
@@ -11,6 +13,8 @@ use crate::tree::{Node, Tree};
 const MOST_SPOTS: usize = 16;
 /// The deepest chain of directories that is followed for a path.
 const MOST_DEPTH: usize = 128;
+/// Directories that are held open.
+const MOST_HELD: usize = 1024;
 /// How often it is looked for one object: deeper or more often moved than that, it is not found.
 const MOST_LOOKS: usize = 4096;
 
@@ -31,6 +35,8 @@ pub(super) struct Places {
     names: HashMap<Object, At>,
     /// What attempts to make something have made.
     made: HashMap<u64, At>,
+    /// Directories that were found: as long as they are held, they are open, and need not be looked for from the root.
+    held: Mutex<HashMap<Object, Arc<Node>>>,
 }
 
 impl Places {
@@ -155,10 +161,15 @@ impl Places {
     /// # Errors
     /// `Stale` if it is not found; those of looking.
     pub(super) fn find(&self, tree: &Tree, object: Object) -> Checked<Arc<Node>> {
-        match at_once(tree, object) {
-            Some(node) => Ok(node),
-            None => self.search(tree, object).ok_or(Refusal::STALE),
+        let found = at_once(tree, object).or_else(|| self.search(tree, object)).ok_or(Refusal::STALE)?;
+        if found.is_dir() {
+            let mut held = self.held.lock();
+            if held.len() >= MOST_HELD {
+                held.clear();
+            }
+            held.insert(object, Arc::clone(&found));
         }
+        Ok(found)
     }
 
     /// Looks for an object from above: what was moved to and fro has many places, in circles too, and each of them is
