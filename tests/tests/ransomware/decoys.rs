@@ -27,7 +27,7 @@ fn decoys_disturb_nobody_but_an_attacker() {
     fs::remove_file(&decoys[0]).unwrap();
     let kept: Vec<_> = decoys[1..].iter().map(|decoy| fs::read(decoy).unwrap()).collect();
     let before = house.sums();
-    let said = house.attack("overwrite-rename", &before).said().unwrap();
+    let said = house.attack("overwrite-rename", 100.0, &before).said().unwrap();
     assert!(said.starts_with("0 files") || said.starts_with("1 files"), "{said}");
     assert!(said.contains("Permission denied"), "{said}");
     house.recovers(1);

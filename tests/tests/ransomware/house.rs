@@ -49,9 +49,9 @@ impl House {
         names_and_sums(&self.root())
     }
 
-    /// Begins an attack on everything that `sums` lists.
-    pub fn attack(&self, style: &str, sums: &str) -> Attack {
-        Attack::begin(&self.lab, APP, "/mnt/work", style, 100.0, names(sums)).unwrap()
+    /// Begins an attack on everything that `sums` lists, `pace` files a second.
+    pub fn attack(&self, style: &str, pace: f64, sums: &str) -> Attack {
+        Attack::begin(&self.lab, APP, "/mnt/work", style, pace, names(sums)).unwrap()
     }
 
     /// What a shell in the guest says.

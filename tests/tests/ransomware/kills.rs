@@ -12,6 +12,9 @@ use strongroom_tests::lab::StopHow;
 use super::house::{House, wait_until};
 use super::names;
 
+/// Files a second: a verdict comes after 0.4 s, or one second of deleting, so that some kills are before it and some after.
+const PACE: f64 = 20.0;
+
 #[test]
 fn a_kill_around_a_verdict_loses_nothing() {
     kills("ransomkill", 3, 0x5eed);
@@ -39,9 +42,9 @@ fn kills(purpose: &str, rounds: u64, mut seed: u64) {
     for round in 1..=rounds {
         let style = &styles[below(styles.len() as u64) as usize];
         let (alerts, was) = (house.alerts().len(), look(&first));
-        let attack = house.attack(style, &sums);
+        let attack = house.attack(style, PACE, &sums);
         wait_until("the first file is harmed", || look(&first) != was);
-        std::thread::sleep(Duration::from_micros(below(300_000)));
+        std::thread::sleep(Duration::from_micros(below(500_000)));
         house.lab.stop_gateway(StopHow::Kill).unwrap();
         judged += u64::from(house.alerts().len() > alerts);
         house.lab.start_gateway().unwrap();
