@@ -97,3 +97,59 @@ fn an_attack_is_taken_back_and_the_work_of_others_is_kept() {
         assert!(refused.contains(says), "{args}: {refused}");
     }
 }
+
+/// What a command says, and how it ends.
+fn ends(lab: &Lab, args: &str) -> (i32, String) {
+    let output = lab.base(["bash", "-c", &format!("contract {args} 2>&1")]).output().unwrap();
+    (output.status.code().unwrap(), String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[test]
+fn what_makes_no_sense_ends_with_its_own_code() {
+    let lab = lab();
+    script(&lab, "office", "echo before > f; echo other > g; sync");
+    std::thread::sleep(std::time::Duration::from_secs(11));
+    script(&lab, "mail", "echo after > f; rm g; sync");
+    for (args, code, says) in [
+        ("undo nobody --since 5m", 4, "nothing that could be undone"),
+        ("undo mail", 2, "how far back"),
+        ("undo mail --since 5m --path /etc", 2, "starts with `/`"),
+        ("undo mail --since 5m --path a/../b", 2, "`..`"),
+        ("undo mail --since 5m --path elsewhere", 0, "nothing"),
+        ("undo mail --incident 77", 4, "77"),
+        ("history shared/none", 0, "the undo log tells nothing of shared/none"),
+        ("cat shared/none --at 1m", 4, "no file had this path"),
+        ("cat shared/f --at 2126-01-01T00:00:00Z", 2, "has not come yet"),
+        ("cat shared/f --at yesterday", 2, "yesterday"),
+    ] {
+        let (ended, said) = ends(&lab, args);
+        assert!(ended == code && said.contains(says), "{args}: {ended}: {said}");
+    }
+    // A dry run tells, and changes nothing.
+    let (code, said) = ends(&lab, "undo mail --since 10m --dry-run");
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains("shared/f") && said.contains("shared/g"), "{said}");
+    assert_eq!(script(&lab, "office", "cat f; ls ?"), "after\nf\n");
+    // Two people at once: one after the other, and nothing is undone twice.
+    let both: Vec<_> = (0..2)
+        .map(|_| {
+            let command = lab.base(["contract", "--json", "undo", "mail", "--since", "10m"]);
+            std::thread::spawn(move || command.output().unwrap())
+        })
+        .collect();
+    let told: Vec<serde_json::Value> = both
+        .into_iter()
+        .map(|person| {
+            let output = person.join().unwrap();
+            assert_eq!(output.status.code(), Some(0));
+            serde_json::from_slice(&output.stdout).unwrap()
+        })
+        .collect();
+    assert!(told.iter().all(|told| told["kept"] == 0 && told["failed"] == 0), "{told:?}");
+    assert_eq!(script(&lab, "office", "cat f g"), "before\nother\n");
+    // An undo is undone, by its own number: what the application had done is there again.
+    let first = told.iter().max_by_key(|told| told["restored"].as_u64()).unwrap();
+    let (code, said) = ends(&lab, &format!("undo mail --undo {}", first["undo"].as_str().unwrap()));
+    assert_eq!(code, 0, "{said}");
+    assert_eq!(script(&lab, "office", "cat f; ls ?"), "after\nf\n");
+}

@@ -37,6 +37,10 @@ impl Cat {
         let mut client = context.connect(&base)?;
         let now = client.status().map_err(gateway_failure)?.now;
         let at = moment(&self.at, now)?;
+        if at > now {
+            return Err(Failure::bad(format!("`{}` has not come yet by the gateway's clock", self.at))
+                .hint("name a time in the past, such as `--at 15m`"));
+        }
         // Before anything is written: whether there is something to write.
         let mut part = client.file_at(&self.path, at, 0).map_err(gateway_failure)?;
         let (size, whole) = (part.size, part.whole);
