@@ -1,11 +1,13 @@
 //! The two halves of an established connection.
 //!
 //! One mutex guards the TLS state; it is held to encrypt or decrypt a slice, never across a system call. A second one
-//! orders senders, from encryption to the write of the bytes. INVARIANT: the send lock is taken before the TLS lock.
+//! orders senders, from encryption to the write of the bytes. A third one guards what is queued for whoever sends at the time.
+//! INVARIANT: the send lock is taken before the two others, which are not taken together.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use strongroom_contracts::PublicKey;
@@ -17,6 +19,10 @@ use crate::tls::{Outgoing, Step, Tls};
 
 /// Plaintext encrypted at a time: the receiver's turn at the TLS state comes in between, and the bytes leave sooner.
 const SLICE: usize = 128 * 1024;
+/// Data up to this length travel in one record with their header.
+const SMALL: usize = SLICE / 8;
+/// Frames, and bytes of ciphertext, that are held back for those that follow ([`Sender::hold`]).
+const MOST_HELD: (usize, usize) = (8, 64 * 1024);
 /// Ciphertext read from the socket at a time. A multiple of a full record, so that large reads end on a border.
 const READ: usize = 16 * 16_406;
 
@@ -51,6 +57,8 @@ impl Channel {
             socket,
             tls: Mutex::new(Encryption { tls, control: vec![], failed: false }),
             send: Mutex::new(Outgoing::default()),
+            held: AtomicUsize::new(0),
+            queue: Mutex::default(),
         });
         let mut buffer = vec![0; READ.max(received.len())];
         buffer[..received.len()].copy_from_slice(&received);
@@ -77,6 +85,10 @@ struct Shared {
     socket: Socket,
     tls: Mutex<Encryption>,
     send: Mutex<Outgoing>,
+    /// Frames in `send` that are not written yet; changed only with it locked.
+    held: AtomicUsize,
+    /// Plaintext that comes before whatever is sent next. Whoever gives the send lock up looks here once more.
+    queue: Mutex<Vec<u8>>,
 }
 
 struct Encryption {
@@ -97,6 +109,7 @@ impl Shared {
         let written =
             (&self.socket).write_all(out.bytes()).map_err(|error| ChannelError::io("cannot send", error));
         out.clear();
+        self.held.store(0, Ordering::Relaxed);
         if written.is_err() {
             // Part of a record may be out: nothing can follow it.
             self.socket.shutdown();
@@ -104,12 +117,72 @@ impl Shared {
         written
     }
 
-    fn flush_control(&self) -> Result<(), ChannelError> {
+    /// Does something as the only sender, after what is queued.
+    fn sending(
+        &self,
+        act: impl FnOnce(&mut Outgoing) -> Result<(), ChannelError>,
+    ) -> Result<(), ChannelError> {
         let mut out = lock(&self.send);
-        let control = std::mem::take(&mut lock(&self.tls).control);
-        out.append(&control);
-        self.write(&mut out)
+        self.put_queue(&mut out)?;
+        act(&mut out)?;
+        drop(out);
+        self.send_queue()
     }
+
+    /// Sends what is queued, unless somebody is sending, who does it then.
+    fn send_queue(&self) -> Result<(), ChannelError> {
+        while !lock(&self.queue).is_empty() {
+            let mut out = match self.send.try_lock() {
+                Ok(out) => out,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => return Ok(()),
+            };
+            self.put_queue(&mut out)?;
+            self.write(&mut out)?;
+        }
+        Ok(())
+    }
+
+    fn put_queue(&self, out: &mut Outgoing) -> Result<(), ChannelError> {
+        let mut plain = std::mem::take(&mut out.spare);
+        std::mem::swap(&mut plain, &mut *lock(&self.queue));
+        let put = if plain.is_empty() { Ok(()) } else { self.encrypt(&plain, out) };
+        plain.clear();
+        out.spare = plain;
+        put
+    }
+
+    fn encrypt(&self, plain: &[u8], out: &mut Outgoing) -> Result<(), ChannelError> {
+        let mut encryption = lock(&self.tls);
+        if encryption.failed {
+            return Err(ChannelError::Closed);
+        }
+        let control = std::mem::take(&mut encryption.control);
+        out.append(&control);
+        encryption.tls.encrypt(plain, out).inspect_err(|_| encryption.failed = true)
+    }
+
+    fn flush_held(&self) -> Result<(), ChannelError> {
+        // Who holds a frame back knows of it, or hands the receiver on with a lock.
+        if self.held.load(Ordering::Relaxed) == 0 { Ok(()) } else { self.sending(|out| self.write(out)) }
+    }
+
+    fn flush_control(&self) -> Result<(), ChannelError> {
+        self.sending(|out| {
+            let control = std::mem::take(&mut lock(&self.tls).control);
+            out.append(&control);
+            self.write(out)
+        })
+    }
+}
+
+fn check(frames: &[(&[u8], &[u8])]) -> Result<(), ChannelError> {
+    for (header, data) in frames {
+        if !(1..=MAX_HEADER).contains(&header.len()) || data.len() > MAX_DATA {
+            return Err(ChannelError::TooLong { header: header.len(), data: data.len() });
+        }
+    }
+    Ok(())
 }
 
 /// The sending half.
@@ -132,42 +205,85 @@ impl Sender {
     /// # Errors
     /// As [`Sender::send`].
     pub fn send_all(&self, frames: &[(&[u8], &[u8])]) -> Result<(), ChannelError> {
-        for (header, data) in frames {
-            if !(1..=MAX_HEADER).contains(&header.len()) || data.len() > MAX_DATA {
-                return Err(ChannelError::TooLong { header: header.len(), data: data.len() });
+        check(frames)?;
+        self.shared.sending(|out| {
+            self.put(frames, out)?;
+            self.shared.write(out)
+        })
+    }
+
+    /// Sends one frame. If it is small and another thread is sending, that one sends it next, and this one does not wait; a
+    /// failure then shows there and on the receiver.
+    ///
+    /// # Errors
+    /// As [`Sender::send`].
+    pub fn send_soon(&self, header: &[u8], data: &[u8]) -> Result<(), ChannelError> {
+        check(&[(header, data)])?;
+        {
+            let mut queue = lock(&self.shared.queue);
+            if data.len() > SMALL || queue.len() > MOST_HELD.1 {
+                drop(queue);
+                return self.send(header, data);
             }
+            queue.extend_from_slice(&Lengths { header: header.len(), data: data.len() }.prefix());
+            queue.extend_from_slice(header);
+            queue.extend_from_slice(data);
         }
-        let mut out = lock(&self.shared.send);
-        let mut plain = Vec::with_capacity(512);
+        self.shared.send_queue()
+    }
+
+    /// Takes a small frame to be sent with those that follow: with the next [`Sender::send`], at [`Sender::flush`], or when
+    /// [`Receiver::recv`] has to wait for the peer. `false`: nothing was taken, as it is large or enough is held back.
+    ///
+    /// # Errors
+    /// As [`Sender::send`].
+    pub fn hold(&self, header: &[u8], data: &[u8]) -> Result<bool, ChannelError> {
+        let frame = [(header, data)];
+        check(&frame)?;
+        let mut taken = false;
+        self.shared.sending(|out| {
+            let held = self.shared.held.load(Ordering::Relaxed);
+            let bytes = out.bytes().len() + header.len() + data.len();
+            taken = data.len() <= SMALL && held < MOST_HELD.0 && bytes <= MOST_HELD.1;
+            if taken {
+                self.put(&frame, out)?;
+                self.shared.held.store(held + 1, Ordering::Relaxed);
+            }
+            Ok(())
+        })?;
+        Ok(taken)
+    }
+
+    /// Sends what was held back.
+    ///
+    /// # Errors
+    /// As [`Sender::send`].
+    pub fn flush(&self) -> Result<(), ChannelError> {
+        self.shared.flush_held()
+    }
+
+    /// Encrypts frames; writes only what does not fit.
+    fn put(&self, frames: &[(&[u8], &[u8])], out: &mut Outgoing) -> Result<(), ChannelError> {
+        let mut plain = std::mem::take(&mut out.spare);
         for (header, data) in frames {
+            // Small data go into the same record; large ones are encrypted from where they are.
+            let (joined, rest) = data.split_at(data.len().min(SMALL));
             plain.extend_from_slice(&Lengths { header: header.len(), data: data.len() }.prefix());
             plain.extend_from_slice(header);
-            // Small data go into the same record; large ones are encrypted from where they are.
-            let (joined, rest) = data.split_at(data.len().min(SLICE / 8));
             plain.extend_from_slice(joined);
             if !rest.is_empty() || plain.len() >= SLICE {
-                self.encrypt(&plain, &mut out)?;
+                self.shared.encrypt(&plain, out)?;
                 plain.clear();
                 for slice in rest.chunks(SLICE) {
-                    self.shared.write(&mut out)?;
-                    self.encrypt(slice, &mut out)?;
+                    self.shared.write(out)?;
+                    self.shared.encrypt(slice, out)?;
                 }
             }
         }
-        if !plain.is_empty() {
-            self.encrypt(&plain, &mut out)?;
-        }
-        self.shared.write(&mut out)
-    }
-
-    fn encrypt(&self, plain: &[u8], out: &mut Outgoing) -> Result<(), ChannelError> {
-        let mut encryption = lock(&self.shared.tls);
-        if encryption.failed {
-            return Err(ChannelError::Closed);
-        }
-        let control = std::mem::take(&mut encryption.control);
-        out.append(&control);
-        encryption.tls.encrypt(plain, out).inspect_err(|_| encryption.failed = true)
+        let put = if plain.is_empty() { Ok(()) } else { self.shared.encrypt(&plain, out) };
+        plain.clear();
+        out.spare = plain;
+        put
     }
 
     /// Bounds how long a send may be stuck; `None`: not at all.
@@ -352,6 +468,7 @@ impl Receiver {
             // A buffer full of bytes that make no record: more than a record can have.
             return Err(ChannelError::Closed);
         }
+        self.shared.flush_held()?;
         loop {
             match (&self.shared.socket).read(&mut self.buffer[self.end..]) {
                 Ok(count) => {

@@ -84,6 +84,8 @@ impl Tls {
 pub(crate) struct Outgoing {
     buffer: Vec<u8>,
     filled: usize,
+    /// An empty buffer for plaintext, to be used again.
+    pub(crate) spare: Vec<u8>,
 }
 
 impl Outgoing {

@@ -79,6 +79,86 @@ fn frames_of_every_size_arrive_whole_and_in_order() {
 }
 
 #[test]
+fn who_does_not_wait_for_other_senders_keeps_its_order_and_loses_nothing() {
+    const SENDERS: usize = 8;
+    const FRAMES: usize = 3000;
+    let (near, mut far, ..) = pair();
+    let senders: Vec<_> = (0..SENDERS)
+        .map(|who| {
+            let sender = near.sender.clone();
+            thread::spawn(move || {
+                for n in 0..FRAMES {
+                    let header = [&[who as u8][..], &(n as u32).to_le_bytes()].concat();
+                    // Now and then a long one, and one of those that wait.
+                    let data = pattern(if n % 500 == 7 { 300_000 } else { n % 97 }, who);
+                    match n % 11 {
+                        0 => sender.send(&header, &data).unwrap(),
+                        _ => sender.send_soon(&header, &data).unwrap(),
+                    }
+                }
+            })
+        })
+        .collect();
+    let mut next = [0; SENDERS];
+    let mut frame = Frame::new();
+    for _ in 0..SENDERS * FRAMES {
+        assert!(far.receiver.recv(&mut frame).unwrap());
+        let (who, n) = frame.header().split_first().unwrap();
+        let n = u32::from_le_bytes(n.try_into().unwrap()) as usize;
+        let expected = std::mem::replace(&mut next[usize::from(*who)], n + 1);
+        assert_eq!(n, expected, "sender {who}");
+        let length = if n % 500 == 7 { 300_000 } else { n % 97 };
+        assert_eq!(frame.data(), pattern(length, usize::from(*who)), "sender {who}, frame {n}");
+    }
+    senders.into_iter().for_each(|sender| sender.join().unwrap());
+}
+
+#[test]
+fn what_is_held_back_goes_with_the_next_or_when_told_or_before_waiting() {
+    let (near, mut far, ..) = pair();
+    let nothing = |far: &mut Channel| {
+        far.receiver.set_timeout(Some(Duration::from_millis(20))).unwrap();
+        let received = far.receiver.recv(&mut Frame::new());
+        assert!(matches!(received, Err(ChannelError::TimedOut)), "{received:?}");
+        far.receiver.set_timeout(Some(LONG)).unwrap();
+    };
+    let expect = |far: &mut Channel, headers: &[&[u8]]| {
+        let mut frame = Frame::new();
+        for header in headers {
+            assert!(far.receiver.recv(&mut frame).unwrap());
+            assert_eq!((frame.header(), frame.data()), (*header, &b"data"[..]));
+        }
+    };
+    let Channel { sender, mut receiver, .. } = near;
+    assert!(sender.hold(b"1", b"data").unwrap() && sender.hold(b"2", b"data").unwrap());
+    nothing(&mut far);
+    sender.send(b"3", b"data").unwrap();
+    expect(&mut far, &[b"1", b"2", b"3"]);
+
+    assert!(sender.hold(b"4", b"data").unwrap());
+    sender.send_soon(b"5", b"data").unwrap();
+    expect(&mut far, &[b"4", b"5"]);
+
+    assert!(sender.hold(b"6", b"data").unwrap());
+    nothing(&mut far);
+    sender.flush().unwrap();
+    expect(&mut far, &[b"6"]);
+
+    assert!(sender.hold(b"7", b"data").unwrap());
+    let waiting = thread::spawn(move || receiver.recv(&mut Frame::new()));
+    expect(&mut far, &[b"7"]);
+
+    assert!(!sender.hold(b"8", &[0; 100_000]).unwrap(), "too long to be held back");
+    let held = (0..1000).take_while(|_| sender.hold(b"9", b"data").unwrap()).count();
+    assert!((2..1000).contains(&held), "{held}");
+    sender.send(b"0", b"data").unwrap();
+    expect(&mut far, &vec![&b"9"[..]; held]);
+    expect(&mut far, &[b"0"]);
+    far.closer.close();
+    assert!(!matches!(waiting.join().unwrap(), Ok(true)));
+}
+
+#[test]
 fn many_senders_and_both_directions_at_once() {
     let (near, far, ..) = pair();
     let work = |channel: Channel| {

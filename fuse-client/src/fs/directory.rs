@@ -1,5 +1,6 @@
 //! Directories: opening and listing.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fuser::{Errno, FileAttr, FileType, FopenFlags, INodeNo};
@@ -12,9 +13,9 @@ use strongroom_protocol::reply::{Entry, Outcome};
 use super::{Caller, Fs, Opened, Place, Told};
 use crate::attr::entry_type;
 use crate::errno::{Ended, errno};
-use crate::lease::Heard;
+use crate::lease::{Asked, Heard};
 use crate::opening;
-use crate::state::OpenFile;
+use crate::state::{Coming, OpenFile};
 use crate::transport::{Answer, Call, Payload};
 use crate::tree::Branch;
 
@@ -159,8 +160,10 @@ impl Fs {
             AFTER_DOTDOT => 0,
             cookie => cookie,
         };
-        // Going back to the start is asking what is there now (rewinddir(3)).
-        let kept = if offset == 0 { vec![] } else { take_kept(&open, cookie, S::PLUS) };
+        if offset == 0 {
+            open.listing.lock().rewind();
+        }
+        let kept = take_kept(&open, cookie, S::PLUS);
         if kept.is_empty() {
             if offset != 0 && open.listing.lock().end == Some(cookie) {
                 return sink.finish(Ok(()));
@@ -196,34 +199,52 @@ impl Fs {
     ) {
         let open = self.state.handles.lock().get(file);
         let Some(open) = open else { return sink.finish(Err(Errno::EBADF)) };
-        let (fs, asked) = (self.clone(), self.asked());
-        let (plus, max_bytes) = (S::PLUS, open.listing.lock().next_size(S::PLUS, cookie));
-        let op = if open.is_lazy() {
-            Op::List { node, cookie, max_bytes, plus, ahead: false }
-        } else {
-            Op::Readdir { handle: Handle(file), cookie, max_bytes, plus }
-        };
-        let answered = move |result: Result<Answer<'_>, Ended>| {
-            let (data, heard) = match result {
-                Ok(Answer { outcome: Outcome::Data, data, life, note, .. }) => {
-                    (data, Heard { asked, life, note })
-                }
-                Ok(_) => return sink.finish(Err(errno(Ended::Protocol))),
-                Err(ended) => return sink.finish(Err(errno(ended))),
+        let (fs, opened) = (self.clone(), open.clone());
+        let max_bytes = open.listing.lock().next_size(S::PLUS, cookie);
+        let answered = move |asked: Asked, result: Result<Answer<'_>, Ended>| {
+            let (data, heard) = match page_of(asked, result) {
+                Ok(page) => page,
+                Err(errno) => return sink.finish(Err(errno)),
             };
-            fs.learn_page(&open, (cookie, max_bytes), data, &heard);
+            let page = Page::read(&open, (cookie, max_bytes), data);
+            // What the kernel is told of nodes rests on what is known of them. Bare names do not, and go first.
+            if S::PLUS {
+                fs.learn_page(&open, &page, &heard);
+            }
             let gate = fs.state.leases.gate();
-            match fs.serve(&open, node, cookie, data, &mut sink) {
+            let unserved = match fs.serve(&open, node, cookie, data, &mut sink) {
                 // All of them vanished meanwhile; an empty answer would mean the end.
-                Served::Through { cookie, any: false } if !data.is_empty() && !dots => {
-                    drop(gate);
-                    fs.next_page(caller, file, node, cookie, sink, false);
+                Served::Through { cookie, any: false } if !data.is_empty() && !dots => Some((cookie, sink)),
+                Served::Through { cookie: next, .. } => {
+                    if S::PLUS && cookie == 0 && !page.last {
+                        fs.ask_page_ahead(&open, next);
+                    }
+                    sink.finish(Ok(()));
+                    None
                 }
-                Served::Full | Served::Through { .. } => sink.finish(Ok(())),
+                Served::Full => {
+                    sink.finish(Ok(()));
+                    None
+                }
+            };
+            drop(gate);
+            if !S::PLUS {
+                fs.learn_page(&open, &page, &heard);
+            }
+            if let Some((cookie, sink)) = unserved {
+                fs.next_page(caller, file, node, cookie, sink, false);
             }
         };
-        let call =
-            Call { op, data: Payload::default(), pid: caller.pid, done: Box::new(answered), keep: None };
+        let joined = opened.listing.lock().join(cookie, S::PLUS, Box::new(answered));
+        let Err(answered) = joined else { return };
+        let op = if opened.is_lazy() {
+            Op::List { node, cookie, max_bytes, plus: S::PLUS, ahead: false }
+        } else {
+            Op::Readdir { handle: Handle(file), cookie, max_bytes, plus: S::PLUS }
+        };
+        let asked = self.asked();
+        let done = Box::new(move |result: Result<Answer<'_>, Ended>| answered(asked, result));
+        let call = Call { op, data: Payload::default(), pid: caller.pid, done, keep: None };
         if !S::PLUS {
             return self.carrier.submit(call);
         }
@@ -232,17 +253,44 @@ impl Fs {
         self.state.behind.wait_for_all(Box::new(move || carrier.submit(call)));
     }
 
+    /// Asks for the names from `cookie` on, which the kernel will ask for next unless somebody looks at those it has.
+    fn ask_page_ahead(&self, open: &Arc<OpenFile>, cookie: u64) {
+        if !open.is_lazy() {
+            return;
+        }
+        let (number, max_bytes) = {
+            let mut listing = open.listing.lock();
+            let Some(number) = listing.expect(cookie) else { return };
+            (number, listing.next_size(false, cookie))
+        };
+        let (fs, opened, asked) = (self.clone(), open.clone(), self.asked());
+        let done = move |result: Result<Answer<'_>, Ended>| {
+            let coming = opened.listing.lock().has_come(number);
+            match coming {
+                Some(Coming { waiter: Some(waiter), .. }) => waiter(asked, result),
+                Some(Coming { waiter: None, .. }) => {
+                    let Ok((data, heard)) = page_of(asked, result) else { return };
+                    let page = Page::read(&opened, (cookie, max_bytes), data);
+                    {
+                        let mut kept = opened.listing.lock();
+                        (kept.cookie, kept.plus, kept.data) = (cookie, false, data.to_vec());
+                    }
+                    fs.learn_page(&opened, &page, &heard);
+                }
+                // The kernel has asked for something else.
+                None => {}
+            }
+        };
+        let op = Op::List { node: open.node, cookie, max_bytes, plus: false, ahead: true };
+        self.carrier.submit(Call { op, data: Payload::default(), pid: 0, done: Box::new(done), keep: None });
+    }
+
     /// A page of a directory tells of names, of nodes, and at the end that there are no others.
-    fn learn_page(&self, open: &OpenFile, (cookie, asked_for): (u64, u32), data: &[u8], heard: &Heard) {
-        let page: Vec<DirEntry> = entries(data).map_while(Result::ok).collect();
-        self.learn_entries(open.node, cookie == 0, &page, heard);
-        let next = page.last().map_or(cookie, |last| last.cookie);
-        let last = data.is_empty() || is_last(data.len(), asked_for);
+    fn learn_page(&self, open: &OpenFile, page: &Page, heard: &Heard) {
+        self.learn_entries(open.node, page.cookie == 0, &page.entries, heard);
         let survey = open.listing.lock().survey.take();
-        let survey = self.surveyed(open.node, survey, (cookie, last), &page, heard);
-        let mut listing = open.listing.lock();
-        listing.survey = survey;
-        listing.end = last.then_some(next);
+        let survey = self.surveyed(open.node, survey, (page.cookie, page.last), &page.entries, heard);
+        open.listing.lock().survey = survey;
     }
 
     /// Adds the entries of a page; keeps what does not fit.
@@ -379,6 +427,34 @@ impl Fs {
         let attr = self.state.grants.read().get(grant)?.root?;
         let node = Node { grant, ino: attr.ino };
         Some((node, Entry { node, attr }))
+    }
+}
+
+/// A page of a directory as it came.
+struct Page {
+    cookie: u64,
+    entries: Vec<DirEntry>,
+    last: bool,
+}
+
+impl Page {
+    /// Reads a page that begins at the cookie; notes where the directory ends, if it does here.
+    fn read(open: &OpenFile, (cookie, max_bytes): (u64, u32), data: &[u8]) -> Page {
+        let entries: Vec<DirEntry> = entries(data).map_while(Result::ok).collect();
+        let next = entries.last().map_or(cookie, |last| last.cookie);
+        let last = data.is_empty() || is_last(data.len(), max_bytes);
+        open.listing.lock().end = last.then_some(next);
+        Page { cookie, entries, last }
+    }
+}
+
+fn page_of<'a>(asked: Asked, result: Result<Answer<'a>, Ended>) -> Result<(&'a [u8], Heard), Errno> {
+    match result {
+        Ok(Answer { outcome: Outcome::Data, data, life, note, .. }) => {
+            Ok((data, Heard { asked, life, note }))
+        }
+        Ok(_) => Err(errno(Ended::Protocol)),
+        Err(ended) => Err(errno(ended)),
     }
 }
 

@@ -579,7 +579,7 @@ fn entries_that_vanished_do_not_end_a_listing() {
 /// A first page that is nearly full of entries without attributes, and how many there are.
 fn vanished_page() -> (u64, Vec<u8>) {
     let (mut data, mut count) = (vec![], 0);
-    while data.len() < 20 << 10 {
+    while data.len() < 12 << 10 {
         let name = Name::new(format!("{count:0250}").as_bytes()).unwrap();
         let entry = DirEntry { ino: count, cookie: count + 1, kind: 8, name, attr: None, leased: false };
         readdir::push(&mut data, &entry).unwrap();
@@ -597,13 +597,13 @@ fn a_page_with_little_room_left_is_not_the_last() {
         Ok((_, data)) => data.len() as u64,
         Err(_) => 0,
     };
-    // The first page has room for 24 KiB, the next one for 48 KiB.
-    let many = (24 << 10) / size - 10;
+    // The first page has room for 14 KiB, the next one for 28 KiB.
+    let many = (14 << 10) / size - 10;
     bench.answer([page(0..many, true), page(many..many + 3, true)]);
     let first = list::<true>(&bench, root, file, 0, 999);
     assert_eq!(first.entries.len() as u64, many + 2);
     let rest = list::<true>(&bench, root, file, first.entries.last().unwrap().1, 999);
-    assert!(matches!(bench.last_asked(), Op::Readdir { max_bytes: 49_152, .. }), "{:?}", bench.last_asked());
+    assert!(matches!(bench.last_asked(), Op::Readdir { max_bytes: 28_672, .. }), "{:?}", bench.last_asked());
     let end = list::<true>(&bench, root, file, rest.entries.last().unwrap().1, 999);
     assert_eq!((rest.entries.len(), end.entries.len()), (3, 0));
 }
@@ -927,4 +927,72 @@ fn what_the_kernel_has_of_a_directory_is_doubtful_until_a_listing_that_was_overt
     assert!(!scrub(), "the page may come into the cache after this");
     wait(|done| bench.fs.releasedir(ME, file, done)).unwrap();
     assert!(scrub());
+}
+
+/// Bare names, as the second page of a directory.
+fn bare(files: std::ops::Range<u64>) -> Vec<u8> {
+    match page(files, false) {
+        Ok((_, data)) => data,
+        Err(ended) => panic!("{ended:?}"),
+    }
+}
+
+#[test]
+fn the_second_page_is_asked_for_ahead() {
+    const MANY: u64 = 100;
+    let bench = Bench::leased();
+    let root = bench.root(0);
+    let file = wait(|done| bench.fs.opendir(ME, root, done)).unwrap().file;
+    let first = || {
+        bench.answer([page(0..MANY, true)]);
+        let listed = list::<true>(&bench, root, file, 0, 999);
+        assert_eq!(listed.entries.len() as u64, MANY + 2);
+        let ahead = bench.next_ahead().unwrap();
+        assert!(matches!(ahead, Op::List { plus: false, cookie: MANY, ahead: true, .. }), "{ahead:?}");
+    };
+    let second = |answered: &dyn Fn()| {
+        let (tell, told) = mpsc::channel();
+        let sink = Collect::<false> { page: Page::default(), room: 999, tell };
+        bench.fs.readdir(ME, root, file, MANY, sink);
+        answered();
+        names(&told.try_recv().unwrap())
+    };
+    let asked = bench.asked();
+
+    // It has come when the kernel asks for it, or comes afterwards.
+    first();
+    bench.answer_ahead(1, Ok(&bare(MANY..MANY + 2)));
+    assert_eq!(second(&|| {}), ["f100", "f101"]);
+    assert!(list::<false>(&bench, root, file, MANY + 2, 999).entries.is_empty());
+    first();
+    assert_eq!(second(&|| bench.answer_ahead(1, Ok(&bare(MANY..MANY + 2)))), ["f100", "f101"]);
+    assert_eq!(bench.asked(), asked + 2, "once for each first page");
+
+    // From the start again: what was asked for before is no answer any more, come or not.
+    first();
+    bench.answer_ahead(1, Ok(&bare(MANY..MANY + 1)));
+    first();
+    assert_eq!(second(&|| bench.answer_ahead(1, Ok(&bare(MANY..MANY + 3)))), ["f100", "f101", "f102"]);
+    first();
+    let old = bench.carrier.ahead.lock().pop_front().unwrap();
+    first();
+    bench.carrier.ahead.lock().push_front(old);
+    bench.answer_ahead(1, Ok(&bare(MANY..MANY + 1)));
+    assert_eq!(second(&|| bench.answer_ahead(1, Ok(&bare(MANY..MANY + 3)))), ["f100", "f101", "f102"]);
+
+    // Somebody looks at what is listed: attributes are asked for, and what comes without is not needed.
+    first();
+    bench.answer([page(MANY..MANY + 1, true)]);
+    assert_eq!(names(&list::<true>(&bench, root, file, MANY, 999)), ["f100"]);
+    bench.answer_ahead(1, Ok(&bare(MANY..MANY + 9)));
+    assert!(list::<true>(&bench, root, file, MANY + 1, 999).entries.is_empty());
+
+    // It cannot be had: who waits for it hears of that, and who does not asks by itself.
+    let failed = || Err(Ended::Failed(Failure::Errno(5)));
+    first();
+    bench.answer_ahead(1, failed());
+    bench.answer([page(MANY..MANY + 1, false)]);
+    assert_eq!(second(&|| {}), ["f100"]);
+    first();
+    assert_eq!(second(&|| bench.answer_ahead(1, failed())), Vec::<String>::new());
 }

@@ -1,13 +1,17 @@
 //! Open files and directories, and how to open them again.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 
 use fuser::Errno;
 use parking_lot::Mutex;
 use strongroom_protocol::attr::{Handle, Node, OpenFlags};
+use strongroom_protocol::readdir::SPARE;
 
+use crate::errno::Ended;
 use crate::lease::Asked;
+use crate::transport::Answer;
 
 /// Where an open file stands with the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +79,8 @@ pub enum Turn {
 /// Bytes of entries asked for at a time; what the kernel has no room for yet is kept for its next request.
 const PAGE: u32 = 64 * 1024;
 /// Bytes of the first page with attributes: the kernel asks for them to begin with, and goes on only if somebody looks at them.
-const FIRST_PAGE: u32 = 24 * 1024;
+/// A directory with less than what is above [`SPARE`] is there with one page.
+const FIRST_PAGE: u32 = SPARE as u32 + 6 * 1024;
 
 /// A page of a directory in the form of the wire, from `cookie` on.
 #[derive(Debug, Default)]
@@ -90,13 +95,57 @@ pub struct Listing {
     pub survey: Option<Survey>,
     /// Behind the last entry, if that is known.
     pub end: Option<u64>,
+    /// The page after it, asked for before the kernel did.
+    pub coming: Option<Coming>,
     /// It has been listed from ([`crate::lease::Table::listing_begins`]).
     pub begun: bool,
     /// Bytes of the last page with attributes.
     size: u32,
+    /// Pages asked for ahead so far.
+    ahead: u64,
 }
 
 impl Listing {
+    /// It is listed from the start again: what was there before does not count any more (rewinddir(3)).
+    pub fn rewind(&mut self) {
+        self.data.clear();
+        self.give_up_coming();
+    }
+
+    /// Notes that a page without attributes is asked for ahead, unless one is on its way; returns its number.
+    pub fn expect(&mut self, cookie: u64) -> Option<u64> {
+        if self.coming.is_some() {
+            return None;
+        }
+        self.ahead += 1;
+        self.coming = Some(Coming { cookie, number: self.ahead, waiter: None });
+        Some(self.ahead)
+    }
+
+    /// The page asked for ahead has come; `None` if it was given up.
+    pub fn has_come(&mut self, number: u64) -> Option<Coming> {
+        self.coming.take_if(|coming| coming.number == number)
+    }
+
+    /// Waits for the page asked for ahead, if it is this one; otherwise nobody will.
+    pub fn join(&mut self, cookie: u64, plus: bool, waiter: Waiter) -> Result<(), Waiter> {
+        match &mut self.coming {
+            Some(coming) if coming.cookie == cookie && !plus && coming.waiter.is_none() => {
+                coming.waiter = Some(waiter);
+                Ok(())
+            }
+            _ => {
+                self.give_up_coming();
+                Err(waiter)
+            }
+        }
+    }
+
+    fn give_up_coming(&mut self) {
+        // Who waits already goes on waiting.
+        self.coming.take_if(|coming| coming.waiter.is_none());
+    }
+
     /// How many bytes of entries to ask for.
     pub fn next_size(&mut self, plus: bool, cookie: u64) -> u32 {
         if !plus {
@@ -107,6 +156,26 @@ impl Listing {
         self.size
     }
 }
+
+/// A page without attributes that was asked for ahead.
+pub struct Coming {
+    /// Where it begins.
+    pub cookie: u64,
+    /// Which one it is: one that was given up may come later.
+    pub number: u64,
+    /// The kernel has asked for it meanwhile.
+    pub waiter: Option<Waiter>,
+}
+
+impl fmt::Debug for Coming {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let waited_for = self.waiter.is_some();
+        f.debug_struct("Coming").field("cookie", &self.cookie).field("waited_for", &waited_for).finish()
+    }
+}
+
+/// Gets a page that came, and when it was asked for.
+pub type Waiter = Box<dyn FnOnce(Asked, Result<Answer<'_>, Ended>) + Send>;
 
 /// A listing from the start of which all names have been learnt so far.
 #[derive(Clone, Copy, Debug)]

@@ -26,7 +26,7 @@ use crate::tree::Tree;
 
 pub use ahead::{Ahead, ToList};
 pub use grants::{Grant, Grants};
-pub use handles::{Handles, OpenFile, Survey, Then, Turn, Wire};
+pub use handles::{Coming, Handles, OpenFile, Survey, Then, Turn, Wire};
 pub use locks::{HeldLock, Locks};
 pub use nodes::{Known, Nodes};
 pub use reading::{Batch, FileHint, LONGEST, Reading};

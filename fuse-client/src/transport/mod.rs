@@ -222,7 +222,7 @@ impl Shared {
     }
 
     fn transmit(&self, ready: &Ready) {
-        if ready.sender.send(&ready.header, ready.data.bytes()).is_err() {
+        if ready.sender.send_soon(&ready.header, ready.data.bytes()).is_err() {
             self.cut(ready.serial);
         }
     }

@@ -15,6 +15,7 @@ use strongroom_channel::{Channel, ChannelError, Closer, Frame, Receiver, Sender,
 use strongroom_protocol::ALPN_NATIVE;
 use strongroom_protocol::codec;
 use strongroom_protocol::hello::{Answer, Hello, Refused, RefusedCode, Welcome};
+use strongroom_protocol::lease::Note;
 use strongroom_protocol::op::{Op, Request};
 use strongroom_protocol::reply::{Event, Failure, FromGateway, Outcome};
 
@@ -413,6 +414,7 @@ impl Connection {
                 continue;
             }
             while !self.session.take_room(Duration::from_secs(1)) {
+                let _ = self.sender.flush();
                 if self.ended.load(Ordering::Relaxed) {
                     return;
                 }
@@ -420,11 +422,12 @@ impl Connection {
             let behind = receiver.has_buffered();
             *self.parked.lock() = Some(receiver);
             if is_slow(&request.op) || behind && is_bulk(&request.op, buffers.frame.data()) {
+                let _ = self.sender.flush();
                 self.relieve();
             } else {
                 self.door.watch.begin(self.place);
             }
-            self.carry_out(&request, buffers);
+            self.carry_out(&request, behind, buffers);
             if matches!(request.op, Op::Bye) {
                 self.door.gateway.close_session(&self.session, "the client said good-bye");
                 self.closer.close();
@@ -483,7 +486,8 @@ impl Connection {
         door.gateway.threads.run(Box::new(job)).is_ok()
     }
 
-    fn carry_out(self: &Arc<Self>, request: &Request, buffers: &mut Buffers) {
+    /// `behind`: another request has been received already.
+    fn carry_out(self: &Arc<Self>, request: &Request, behind: bool, buffers: &mut Buffers) {
         let Buffers { frame, out, header } = buffers;
         let later = || -> LockReply {
             let (connection, id) = (self.clone(), request.id);
@@ -491,34 +495,65 @@ impl Connection {
                 // Called by whoever gave the lock up, who must not wait for a client that does not read.
                 let threads = connection.door.gateway.threads.clone();
                 let closer = connection.closer.clone();
-                let send = move || connection.reply(id, outcome.into(), &[], &mut vec![]);
+                let send = move || connection.reply(id, outcome.into(), &mut vec![]);
                 if threads.run(Box::new(move |_| send())).is_err() {
                     closer.close();
                 }
             })
         };
-        let waits = || self.relieve_waiting();
+        let waits = || {
+            let _ = self.sender.flush();
+            self.relieve_waiting();
+        };
         let hooks = Hooks { later: &later, waits: &waits };
         if matches!(request.op, Op::TakeLeases) {
             self.leased.store(true, Ordering::Relaxed);
         }
         let answer = self.door.gateway.perform(&self.session, request, frame.data(), out, hooks);
         self.session.give_room();
-        if let Some(answer) = answer {
-            self.reply(request.id, answer, out.data(), header);
+        let Some(answer) = answer else { return };
+        let PerformAnswer { outcome, note } = answer;
+        let data = if matches!(outcome, Outcome::Data | Outcome::Opened(..)) { out.data() } else { &[] };
+        if !self.encode(request.id, outcome, note, header) {
+            return self.closer.close();
+        }
+        let alone = !behind || matches!(request.op, Op::Bye);
+        if alone || !self.held(header, data) {
+            self.send(header, data);
         }
     }
 
-    fn reply(&self, id: u64, answer: PerformAnswer, data: &[u8], header: &mut Vec<u8>) {
+    /// Holds a reply back, to go with that of the next request, which has been received already; `false` if it is to be sent by
+    /// itself. Only a thread that reads on itself may: whoever reads sends what is held back before it waits for the client.
+    fn held(&self, header: &[u8], data: &[u8]) -> bool {
+        let Some(half) = self.parked.lock().take() else { return false };
+        let held = self.sender.hold(header, data);
+        *self.parked.lock() = Some(half);
+        held.unwrap_or_else(|_| {
+            self.closer.close();
+            true
+        })
+    }
+
+    fn reply(&self, id: u64, answer: PerformAnswer, header: &mut Vec<u8>) {
         let PerformAnswer { outcome, note } = answer;
-        let data = if matches!(outcome, Outcome::Data | Outcome::Opened(..)) { data } else { &[] };
+        match self.encode(id, outcome, note, header) {
+            true => self.send(header, &[]),
+            false => self.closer.close(),
+        }
+    }
+
+    fn encode(&self, id: u64, outcome: Outcome, note: Note, header: &mut Vec<u8>) -> bool {
         header.clear();
         let reply = match self.leased.load(Ordering::Relaxed) {
             true => FromGateway::Leased { id, outcome, note },
             false => FromGateway::Reply { id, outcome },
         };
-        let encoded = codec::encode_header(&reply, header);
-        if encoded.is_err() || self.sender.send(header, data).is_err() {
+        codec::encode_header(&reply, header).is_ok()
+    }
+
+    fn send(&self, header: &[u8], data: &[u8]) {
+        if self.sender.send(header, data).is_err() {
             self.closer.close();
         }
     }
@@ -534,7 +569,7 @@ impl Connection {
         });
         let Some(id) = frame.header().first_chunk::<8>() else { return false };
         let failure = Outcome::Failed(Failure::Malformed);
-        self.reply(u64::from_le_bytes(*id), failure.into(), &[], &mut vec![]);
+        self.reply(u64::from_le_bytes(*id), failure.into(), &mut vec![]);
         true
     }
 

@@ -17,7 +17,7 @@ use crate::gate::{OnHandle, OnNode, Permit};
 use crate::tree::{Node, Stat};
 
 const BATCH: usize = 16 << 10;
-/// The least bytes that an entry with the shortest name takes; bounds how many fit.
+/// The least bytes that an entry without attributes takes; bounds how many fit.
 const LEAST: usize = 24;
 
 pub(crate) fn readdir(
@@ -86,7 +86,7 @@ fn page<On>(
     let bytes = out.collect();
     let mut buffer = [MaybeUninit::uninit(); BATCH];
     // Not more than may fit, so that little is read twice.
-    let batch = (most / LEAST * 32).clamp(1024, BATCH);
+    let batch = (most / least(plus) * 32).clamp(1024, BATCH);
     let mut entries = RawDir::new(file, buffer.get_mut(..batch).unwrap_or_default());
     let mut next = cookie;
     let mut full = false;
@@ -96,7 +96,7 @@ fn page<On>(
         let name = entry.file_name().to_bytes();
         let after = entry.next_entry_cookie();
         if !matches!(name, b"." | b"..") {
-            let needed = if plus { OVERHEAD } else { LEAST } + name.len();
+            let needed = least(plus) + name.len();
             if bytes.len() + needed > most {
                 full = true;
                 break;
@@ -128,6 +128,11 @@ fn page<On>(
     let length = bytes.len();
     out.set_length(length);
     Ok(Outcome::Data)
+}
+
+/// The least bytes that an entry takes in the answer.
+fn least(plus: bool) -> usize {
+    if plus { OVERHEAD } else { LEAST }
 }
 
 /// `None` if the entry vanished meanwhile or is not ours.

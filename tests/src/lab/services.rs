@@ -235,7 +235,9 @@ pub(super) fn find_process(record: &Record, guest: &GuestRecord, name: &str) -> 
         let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
         // An ended process that was not collected yet has no program any more.
         let program = fs::read_link(entry.path().join("exe")).ok()?;
-        (program.file_name()?.to_str()? == name).then_some(pid)
+        // The kernel's mark of a program whose file was replaced since, as a build does (proc_pid_exe(5)).
+        let file = program.file_name()?.to_str()?;
+        (file.strip_suffix(" (deleted)").unwrap_or(file) == name).then_some(pid)
     }))
 }
 
