@@ -394,7 +394,16 @@ impl Carry<'_> {
     /// Takes away what was made.
     fn unmake(&mut self, seq: u64, at: &At, after: u64) -> Checked<()> {
         let made = self.plan.story.made.get(&seq).copied();
-        let Some(now) = self.look(at) else { return Ok(()) };
+        let Some(now) = self.look(at) else {
+            // The steps before this one have taken back what the same one did to it.
+            let moved = |object: &Object| {
+                !self.plan.passing.contains(object) && self.places.find(self.tree(), *object).is_ok()
+            };
+            if let Some(object) = made.filter(moved) {
+                self.tell(self.object_path(object), Verdict::Kept, None, "somebody else moved it since");
+            }
+            return Ok(());
+        };
         let object = match made {
             Some(object) => object,
             // The process died before it could tell. What was born since, and is nobody else's, is what it made.

@@ -265,63 +265,85 @@ proptest! {
 
     #[test]
     fn two_writers_in_turns(steps in prop::collection::vec((any::<bool>(), step()), 1..40)) {
-        let world = Vaulted::new();
-        let mut model = Model::default();
-        for (name, text) in NAMES.iter().enumerate().take(3) {
-            let bytes = vec![b'0' + name as u8; 2500];
-            world.file(&format!("users/{text}"), &bytes);
-            model.make(name, bytes);
-        }
-        let since = world.now();
-        let (mail, office) = (world.guest("mail", 1, WINDOW), world.guest("office", 2, WINDOW));
-        for (undone, step) in &steps {
-            if let Step::Wait(secs) = step {
-                world.clock.forward(u64::from(*secs));
-            } else {
-                model.perform(if *undone { &mail } else { &office }, *undone, step);
-            }
-        }
-        let truth = truth(&model);
-        let filter = Filter { application: "mail".into(), since_us: since, ..all() };
-        if world.engine.begin_undo(filter.clone(), true).is_err() {
-            prop_assert!(model.deeds.iter().all(|(undone, _)| !undone));
-            return Ok(());
-        }
-        let (_, items) = world.undo_by(filter, false);
-        prop_assert!(items.iter().all(|item| item.verdict < Verdict::Failed), "{items:?}");
+        as_it_must_be(&steps)?;
+    }
+}
 
-        let mut found = vec![];
-        for entry in std::fs::read_dir(world.path("users")).unwrap() {
-            let entry = entry.unwrap();
-            let name = entry.file_name().into_string().unwrap();
-            let (after, beside) = match name.split_once(" (before mail ") {
-                Some((after, _)) => (after.to_owned(), true),
-                None => (name, false),
-            };
-            found.push((after, beside, std::fs::read(entry.path()).unwrap()));
-        }
-        let wanted = truth.settled();
-        for (name, beside, contents) in wanted.iter().filter(|one| one.2.is_some()) {
-            let at = found.iter().position(|one| (&one.0, &one.1, Some(&one.2)) == (name, beside, contents.as_ref()));
-            prop_assert!(at.is_some(), "{name} {beside} is not in {found:?}; {items:?}");
-            at.map(|at| found.swap_remove(at));
-        }
-        for (name, beside, _) in wanted.iter().filter(|one| one.2.is_none()) {
-            let at = found.iter().position(|one| (&one.0, &one.1) == (name, beside));
-            prop_assert!(at.is_some(), "{name} {beside} is not in {found:?}; {items:?}");
-            at.map(|at| found.swap_remove(at));
-        }
-        // A version of its own may be beside what the undone one made and the other changed.
-        prop_assert!(found.is_empty() || !truth.adopted.is_empty() && found.iter().all(|one| one.1), "{found:?}; {items:?}");
-        // What must be told as kept is.
-        for name in &truth.kept {
-            let path = match truth.beside.get(name.wrapping_sub(BESIDE + 1)) {
-                // By the name that it got.
-                Some(_) => continue,
-                None => format!("users/{}", NAMES[*name]),
-            };
-            let told = items.iter().any(|item| item.path == path.as_bytes() && item.verdict == Verdict::Kept);
-            prop_assert!(told, "{path} is not told as kept: {items:?}");
+/// What two did in turns, and what a chance found once.
+#[test]
+fn what_another_took_over_and_moved_is_told() {
+    use Step::{Create, Rename, Rewrite};
+    let steps = [
+        (true, Create(3, 0)),
+        (true, Rewrite(3, 0, 1)),
+        (false, Rewrite(3, 0, 1)),
+        (false, Rename(3, 0, true)),
+    ];
+    as_it_must_be(&steps).unwrap();
+}
+
+fn as_it_must_be(steps: &[(bool, Step)]) -> Result<(), TestCaseError> {
+    let world = Vaulted::new();
+    let mut model = Model::default();
+    for (name, text) in NAMES.iter().enumerate().take(3) {
+        let bytes = vec![b'0' + name as u8; 2500];
+        world.file(&format!("users/{text}"), &bytes);
+        model.make(name, bytes);
+    }
+    let since = world.now();
+    let (mail, office) = (world.guest("mail", 1, WINDOW), world.guest("office", 2, WINDOW));
+    for (undone, step) in steps {
+        if let Step::Wait(secs) = step {
+            world.clock.forward(u64::from(*secs));
+        } else {
+            model.perform(if *undone { &mail } else { &office }, *undone, step);
         }
     }
+    let truth = truth(&model);
+    let filter = Filter { application: "mail".into(), since_us: since, ..all() };
+    if world.engine.begin_undo(filter.clone(), true).is_err() {
+        prop_assert!(model.deeds.iter().all(|(undone, _)| !undone));
+        return Ok(());
+    }
+    let (_, items) = world.undo_by(filter, false);
+    prop_assert!(items.iter().all(|item| item.verdict < Verdict::Failed), "{items:?}");
+
+    let mut found = vec![];
+    for entry in std::fs::read_dir(world.path("users")).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        let (after, beside) = match name.split_once(" (before mail ") {
+            Some((after, _)) => (after.to_owned(), true),
+            None => (name, false),
+        };
+        found.push((after, beside, std::fs::read(entry.path()).unwrap()));
+    }
+    let wanted = truth.settled();
+    for (name, beside, contents) in wanted.iter().filter(|one| one.2.is_some()) {
+        let at =
+            found.iter().position(|one| (&one.0, &one.1, Some(&one.2)) == (name, beside, contents.as_ref()));
+        prop_assert!(at.is_some(), "{name} {beside} is not in {found:?}; {items:?}");
+        at.map(|at| found.swap_remove(at));
+    }
+    for (name, beside, _) in wanted.iter().filter(|one| one.2.is_none()) {
+        let at = found.iter().position(|one| (&one.0, &one.1) == (name, beside));
+        prop_assert!(at.is_some(), "{name} {beside} is not in {found:?}; {items:?}");
+        at.map(|at| found.swap_remove(at));
+    }
+    // A version of its own may be beside what the undone one made and the other changed.
+    prop_assert!(
+        found.is_empty() || !truth.adopted.is_empty() && found.iter().all(|one| one.1),
+        "{found:?}; {items:?}"
+    );
+    // What must be told as kept is.
+    for name in &truth.kept {
+        let path = match truth.beside.get(name.wrapping_sub(BESIDE + 1)) {
+            // By the name that it got.
+            Some(_) => continue,
+            None => format!("users/{}", NAMES[*name]),
+        };
+        let told = items.iter().any(|item| item.path == path.as_bytes() && item.verdict == Verdict::Kept);
+        prop_assert!(told, "{path} is not told as kept: {items:?}");
+    }
+    Ok(())
 }
