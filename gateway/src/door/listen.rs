@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use socket2::{Domain, Protocol, SockRef, Socket as RawSocket, Type};
@@ -16,6 +16,11 @@ use crate::config::{AdminListen, Listen};
 
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: i32 = 1024;
+
+/// How long a start waits for an address that is in use, and how often it looks. A process that was killed lets go of the
+/// lock on its state before it lets go of its sockets.
+const IN_USE_MAX: Duration = Duration::from_secs(3);
+const IN_USE_PACE: Duration = Duration::from_millis(5);
 
 /// A socket that takes connections.
 pub struct Listener {
@@ -30,6 +35,19 @@ enum Kind {
 /// Ends a [`Listener`]'s accepting from another thread.
 pub struct Stopper {
     kind: Kind,
+}
+
+/// Tries again for a while as long as the address is in use.
+fn patiently(act: impl Fn() -> io::Result<()>) -> io::Result<()> {
+    let until = Instant::now() + IN_USE_MAX;
+    loop {
+        match act() {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < until => {
+                std::thread::sleep(IN_USE_PACE);
+            }
+            done => return done,
+        }
+    }
 }
 
 impl Listener {
@@ -50,8 +68,8 @@ impl Listener {
             }
             _ => {}
         }
-        socket.bind(&listen.address.into()).map_err(|error| tell("listen on", error))?;
-        socket.listen(BACKLOG).map_err(|error| tell("listen on", error))?;
+        let listens = || socket.bind(&listen.address.into()).and_then(|()| socket.listen(BACKLOG));
+        patiently(listens).map_err(|error| tell("listen on", error))?;
         Ok(Listener { kind: Kind::Tcp(socket.into()) })
     }
 
@@ -182,6 +200,22 @@ impl Drop for PendingOne {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_that_a_dying_process_has_is_waited_for() {
+        let listen = |address: SocketAddr| {
+            let open = Listen { address, interface: "lo".into(), network: "127.0.0.0/8".parse().unwrap() };
+            Listener::open(&open)
+        };
+        let former = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let Ok(strongroom_channel::Address::Tcp(address)) = former.address() else { panic!("no address") };
+        std::thread::scope(|scope| {
+            let next = scope.spawn(move || listen(address).map(drop));
+            std::thread::sleep(IN_USE_PACE * 10);
+            drop(former);
+            assert_eq!(next.join().unwrap(), Ok(()));
+        });
+    }
 
     #[test]
     fn pending_connections_are_counted_by_address() {
