@@ -121,16 +121,25 @@ guest_tree() {
   echo 'root:x:0:' >"$dest/etc/group"
 }
 
+# program TREE FROM TO: a program of Strongroom, and the libraries that it wants, if it is not linked statically.
+program() {
+  local library
+  install -s -D -m 755 "$2" "$1$3"
+  for library in $(ldd "$2" 2>/dev/null | grep -o '/[^ ]*' || true); do
+    [ -e "$1$library" ] || { mkdir -p "$1${library%/*}" && cp -L "$library" "$1$library"; }
+  done
+}
+
 # storage_tree DEST, app_tree DEST: the programs of that guest.
 storage_tree() {
   guest_tree "$1"
-  install -s -m 755 "$BIN/strongroom-gateway" "$1/usr/bin/"
+  program "$1" "$BIN/strongroom-gateway" /usr/bin/strongroom-gateway
 }
 app_tree() {
   guest_tree "$1"
-  install -s -m 755 "$BIN/contract" "$1/usr/bin/"
+  program "$1" "$BIN/contract" /usr/bin/contract
   # rustc allows no dot in a program's name, and mount(8) wants one.
-  install -s -m 755 "$BIN/mount-strongroom" "$1/sbin/mount.strongroom"
+  program "$1" "$BIN/mount-strongroom" /sbin/mount.strongroom
 }
 
 # users_data DIR: a household's files: letters that look like letters, and what belongs to somebody else.

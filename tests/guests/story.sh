@@ -67,10 +67,23 @@ incident_is_closed() {
 }
 editor_is_at_work() { typed editor 'cat /tmp/count' && [ "$(cat "$OUT")" -gt "$1" ] 2>/dev/null; }
 
+# first_start APP: its guest is started and gets its first contract, which is an incident like any other.
+first_start() {
+  local begun
+  begun=$(now)
+  incident=$((incident + 1))
+  show base "contract recover $1 --why 'first start'"
+  good
+  how_started "$1"
+  say "$1: from nothing to a mount in $(since "$begun")."
+  show "$1" 'ls /etc/strongroom /mnt'
+  good; says contract; says holder.key
+}
+
 # story STATE: STATE is a directory for its notes.
 story() {
   STATE=$1
-  local begun app incident=0 before old_key attacked work_done
+  local begun app incident=0 old_key attacked work_done
 
   title "1. The storage guest serves; the base domain holds the keys and the policies"
   begun=$(now)
@@ -83,18 +96,7 @@ story() {
   "${IN_BASE[@]}" setsid env NOTIFY_SOCKET= "$BIN/strongroom-recovery" --dir "$HOUSE" >"$STATE/recovery.log" 2>&1 </dev/null &
   disown
   wait_until 300 "strongroom-recovery listens" daemon_listens
-  for app in $APPS; do
-    incident=$((incident + 1))
-    begun=$(now)
-    show base "contract recover $app --why 'first start'"
-    good
-    how_started "$app"
-    say "$app: from nothing to a mount in $(since "$begun")."
-  done
-  for app in $APPS; do
-    show "$app" 'ls /etc/strongroom /mnt'
-    good; says contract; says holder.key
-  done
+  first_start mail
   show base 'contract sessions'
   good; says mail
 
@@ -104,6 +106,8 @@ story() {
   good; says 'suits me'; says 300
   work_done=$(now)
   if [[ " $APPS " = *' editor '* ]]; then
+    say "Another guest is started. It will be at work, too, when the first one is attacked."
+    first_start editor
     say "The editor saves all the time, from now to the end. What it has saved last is counted in its memory."
     show editor "setsid sh -c 'n=0; while n=\$((n + 1)); do echo \"page \$n\" >/mnt/Documents/.new && mv /mnt/Documents/.new /mnt/Documents/letter.txt && [ \"\$(cat /mnt/Documents/letter.txt)\" = \"page \$n\" ] || { echo \"failed at \$n\" >/tmp/failed; exit 1; }; echo \$n >/tmp/count.new; mv /tmp/count.new /tmp/count; sleep 0.02; done' >/dev/null 2>&1 &"
     good

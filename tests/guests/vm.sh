@@ -5,7 +5,7 @@
 #
 #   tests/guests/vm.sh [--can]      --can: only tell (by the exit status) whether guests can run here
 #
-# STRONGROOM_GUEST_BIN   where the statically linked programs are
+# STRONGROOM_GUEST_BIN   where the programs are; libraries that they want are copied with them
 # STRONGROOM_VM_ACCEL    kvm or tcg; otherwise kvm where it works
 # STRONGROOM_VM_KEEP     a directory for the logs of guests and daemons, which otherwise go with the rest
 # STRONGROOM_GUEST_CACHE where the kernel is kept between runs
@@ -19,13 +19,18 @@ STORY=vm
 BIN=${STRONGROOM_GUEST_BIN:-$GUESTS/../../target/x86_64-unknown-linux-gnu/release}
 CACHE=${STRONGROOM_GUEST_CACHE:-$GUESTS/../../target/guests}
 QEMU=qemu-system-x86_64
+NEEDED="$QEMU qemu-img busybox cpio mke2fs e2fsck debugfs ip xz lz4 apt-get dpkg setsid"
+# Seconds. Only a guard against hanging for ever.
+LIMIT=900
 RELEASE_OF=linux-image-cloud-amd64
 
 why_not() {
   [ "$(id -u)" = 0 ] || { echo "it needs root"; return; }
   [ -c /dev/net/tun ] || { echo "there is no /dev/net/tun"; return; }
-  command -v $QEMU >/dev/null || { echo "$QEMU is missing (tools/setup.sh vm)"; return; }
-  local probe="strongroom-probe-$$"
+  local program probe="strongroom-probe-$$"
+  for program in $NEEDED; do
+    command -v "$program" >/dev/null || { echo "$program is missing (tools/setup.sh vm)"; return; }
+  done
   if ip netns add $probe 2>/dev/null; then ip netns del $probe; else echo "no network namespace can be made"; fi
 }
 if [ "${1:-}" = --can ]; then
@@ -36,8 +41,9 @@ fi
 [ $# = 0 ] || { sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "$0"; exit 2; }
 reason=$(why_not)
 [ -z "$reason" ] || die "real guests cannot run here: $reason"
-need $QEMU qemu-img busybox cpio mke2fs e2fsck debugfs ip xz lz4 apt-get dpkg setsid
-statically "$BIN"/{contract,strongroom-gateway,strongroom-recovery,mount-strongroom}
+for program in contract strongroom-gateway strongroom-recovery mount-strongroom; do
+  [ -x "$BIN/$program" ] || die "$BIN/$program is missing: run it as make vm"
+done
 BIN=$(cd "$BIN" && pwd)
 
 WORK=$(mktemp -d "${TMPDIR:-/tmp}/strongroom-vm.XXXXXX")
@@ -47,6 +53,9 @@ finish() {
   local status=$? pid tries
   trap '' INT TERM
   trap - EXIT
+  kill $guard 2>/dev/null || true
+  # They write to the directory, and end by themselves within seconds.
+  [ -z "$first_stage" ] || wait $probe $first_stage 2>/dev/null || true
   if [ $status != 0 ] && [ $status != 130 ]; then
     for log in "$WORK"/logs/*.log; do
       [ ! -s "$log" ] || { echo "--- the end of ${log##*/}"; tail -n 15 "$log"; } >&2
@@ -65,6 +74,19 @@ finish() {
   rm -rf "$WORK"
   exit $status
 }
+# hang_guard PID: ends what runs in the namespace, and with it whatever this script waits for, and then the script.
+hang_guard() {
+  trap 'kill $! 2>/dev/null; exit' TERM
+  trap - EXIT INT
+  sleep $LIMIT &
+  wait $!
+  echo "vm: not over after $LIMIT s" >&2
+  # shellcheck disable=SC2046  # a list of numbers
+  kill -KILL $(ip netns pids "$NS") 2>/dev/null
+  kill -TERM "$1"
+}
+hang_guard $$ >/dev/null &
+guard=$! probe='' first_stage=''
 trap finish EXIT
 trap 'exit 130' INT TERM
 
@@ -89,19 +111,18 @@ kvm_works() {
   timeout 4 $QEMU "${with_kvm[@]}" -machine q35 -m 256 -nodefaults -no-reboot -display none -monitor none -serial stdio \
     -kernel "$KERNEL/vmlinux" -append "console=ttyS0 earlyprintk=ttyS0 panic=-1" </dev/null 2>/dev/null | grep -am 1 -q 'Linux version'
 }
-if [ -z "$accel" ]; then if kvm_works; then accel=kvm; else accel=tcg; fi; fi
-case $accel in
-  kvm) machine=("${with_kvm[@]}") ;;
-  tcg) machine=(-accel tcg,thread=multi -cpu max) ;;
-  *) die "STRONGROOM_VM_ACCEL: kvm or tcg, not $accel" ;;
-esac
-say "$($QEMU --version | head -n 1), $([ $accel = kvm ] && echo 'with hardware virtualisation (KVM)' || echo 'by emulation (TCG)'), $(nproc) processors"
+# Both take seconds, and are done while the first disk is made.
+[ -n "$accel" ] || { if kvm_works; then echo kvm; else echo tcg; fi >"$WORK/notes/accel"; } &
+probe=$!
 # The first stage is the same for all guests; each has its own disk.
-guest_tree "$WORK/first"
-install -m 755 "$GUESTS/boot-init" "$WORK/first/init"
-rm -r "$WORK/first/sbin" "$WORK/first/etc"
-modules "$KERNEL" "$WORK/first" virtio_pci virtio_blk ext4
-(cd "$WORK/first" && find . | LC_ALL=C sort | cpio -o -H newc -R 0:0 --quiet) >"$WORK/images/first.cpio"
+(
+  guest_tree "$WORK/first"
+  install -m 755 "$GUESTS/boot-init" "$WORK/first/init"
+  rm -r "$WORK/first/sbin" "$WORK/first/etc"
+  modules "$KERNEL" "$WORK/first" virtio_pci virtio_blk ext4
+  cd "$WORK/first" && find . | LC_ALL=C sort | cpio -o -H newc -R 0:0 --quiet >"$WORK/images/first.cpio"
+) &
+first_stage=$!
 
 # disk TREE IMAGE MIB: without a journal, so that what was synced can be read from an overlay as evidence.
 disk() {
@@ -117,14 +138,6 @@ rmdir "$HOUSE/gateway"
 mkdir -p "$WORK/storage/srv/strongroom"
 users_data "$WORK/storage/srv/strongroom"
 disk "$WORK/storage" "$WORK/images/storage.raw" 512
-app_tree "$WORK/app"
-modules "$KERNEL" "$WORK/app" virtio_net qemu_fw_cfg fuse
-disk "$WORK/app" "$WORK/images/app.raw" 128
-qemu-img convert -q -O qcow2 "$WORK/images/app.raw" "$WORK/images/app-clean.qcow2"
-rm "$WORK/images/app.raw"
-chmod 444 "$WORK/images/app-clean.qcow2"
-clean_sum=$(sha256sum <"$WORK/images/app-clean.qcow2")
-
 ip netns add "$NS"
 in_ns() { ip -n "$NS" "$@"; }
 in_ns link set lo up
@@ -145,13 +158,40 @@ command_of() {
   local name=$1 memory=$2 disk=$3 format=$4 line
   line="console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off sr.name=$name $5"
   [ $accel = kvm ] || line="$line tsc=reliable no_timer_check"
-  printf '%s\n' nice -n 5 $QEMU -name "$name" -machine q35 "${machine[@]}" -m "$memory" -nodefaults -no-user-config -no-reboot \
+  printf '%s\n' nice -n 10 $QEMU -name "$name" -machine q35 "${machine[@]}" -m "$memory" -nodefaults -no-user-config -no-reboot \
     -display none -monitor none -serial "file:$WORK/logs/$name.log" -kernel "$KERNEL/vmlinux" -initrd "$WORK/images/first.cpio" \
     -append "$line" -drive "file=$disk,format=$format,if=virtio" -device virtio-rng-pci
 }
 net_of() { printf '%s\n' -netdev "tap,id=$1,ifname=$1,script=no,downscript=no" -device "virtio-net-pci,netdev=$1,mac=$2,romfile="; }
 toml_words() { sed 's/\\/\\\\/g; s/"/\\"/g; s/.*/"&"/' | paste -sd,; }
 
+wait $first_stage || die "the guests' first stage cannot be made"
+wait $probe
+accel=${accel:-$(cat "$WORK/notes/accel")}
+case $accel in
+  kvm) machine=("${with_kvm[@]}") ;;
+  tcg) machine=(-accel tcg,thread=multi -cpu max) ;;
+  *) die "STRONGROOM_VM_ACCEL: kvm or tcg, not $accel" ;;
+esac
+say "$($QEMU --version | head -n 1), $([ $accel = kvm ] && echo 'with hardware virtualisation (KVM)' || echo 'by emulation (TCG)'), $(nproc) processors"
+say "The storage guest's image is made and the networks are laid, in $(since "$begun"); guest kernel $release."
+
+begun=$(now)
+mapfile -t words < <(
+  command_of storage 384 "$WORK/images/storage.raw" raw "sr.role=storage sr.net=$STORAGE_NET sr.admin=$STORAGE_ADMIN_NET sr.modules=virtio_net"
+  net_of t-storage 52:54:00:77:00:01
+  net_of t-storage-adm 52:54:00:78:00:01
+)
+"${IN_BASE[@]}" "${words[@]}" -daemonize -pidfile "$WORK/run/storage.pid" || die "QEMU does not start"
+
+# While that guest boots:
+app_tree "$WORK/app"
+modules "$KERNEL" "$WORK/app" virtio_net qemu_fw_cfg fuse
+disk "$WORK/app" "$WORK/images/app.raw" 128
+qemu-img convert -q -O qcow2 "$WORK/images/app.raw" "$WORK/images/app-clean.qcow2"
+rm "$WORK/images/app.raw"
+chmod 444 "$WORK/images/app-clean.qcow2"
+clean_sum=$(sha256sum <"$WORK/images/app-clean.qcow2")
 {
   echo "secrets = \"$WORK/run\""
   printf '[enrol]\naddress = "%s"\n' $ENROL_ADDRESS
@@ -168,15 +208,6 @@ toml_words() { sed 's/\\/\\\\/g; s/"/\\"/g; s/.*/"&"/' | paste -sd,; }
   done
 } >"$HOUSE/base/recovery.toml"
 "${IN_BASE[@]}" "$BIN/strongroom-recovery" --dir "$HOUSE" --check || die "the configuration is refused"
-say "Images made and networks laid in $(since "$begun"); guest kernel $release."
-
-begun=$(now)
-mapfile -t words < <(
-  command_of storage 384 "$WORK/images/storage.raw" raw "sr.role=storage sr.net=$STORAGE_NET sr.admin=$STORAGE_ADMIN_NET sr.modules=virtio_net"
-  net_of t-storage 52:54:00:77:00:01
-  net_of t-storage-adm 52:54:00:78:00:01
-)
-"${IN_BASE[@]}" "${words[@]}" -daemonize -pidfile "$WORK/run/storage.pid" || die "QEMU does not start"
 
 how_started() { sed -n 's/\r$//; s/^strongroom-guest '"$1"' //p' "$WORK/logs/$1.log" | grep -E '^(userspace|enrolled|mounted)' | sed "s/^/   $1: /"; }
 evidence_holds() {
@@ -191,4 +222,4 @@ mkdir -p "$WORK/notes"
 ln -s ../notes/recovery.log "$WORK/logs/recovery.log"
 story "$WORK/notes"
 how_started mail
-title "Done in $(since "$begun") from the first boot: everything was as claimed, and the guests are gone"
+title "Done in $(since "$begun") from the first boot, $SECONDS s in all: everything was as claimed, and the guests are gone"
