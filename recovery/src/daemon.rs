@@ -113,8 +113,11 @@ impl Daemon {
             _lock: lock,
         });
         daemon.warn();
-        enrol::start(&daemon)?;
+        let enrolment = enrol::listen(&daemon)?;
         daemon.find_incidents()?;
+        if let Some(enrolment) = enrolment {
+            enrolment.serve()?;
+        }
         control::start(&daemon)?;
         if !options.until_idle {
             source::start(&daemon)?;

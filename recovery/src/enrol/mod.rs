@@ -7,7 +7,7 @@
 mod places;
 
 use std::collections::HashMap;
-use std::net::{IpAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -60,22 +60,48 @@ struct Door {
     wrong: Mutex<HashMap<IpAddr, (Instant, u32)>>,
 }
 
-/// Listens, if that is configured.
-pub fn start(daemon: &Arc<Daemon>) -> Result<(), Failure> {
-    let (Some(enrol), Some(key)) = (&daemon.config.enrol, &daemon.enrol_key) else { return Ok(()) };
-    let failed = |error: std::io::Error| {
-        Failure::other(format!("cannot listen on {} for enrolment: {error}", enrol.address)).hint(
-            "[enrol] address of recovery.toml must be an address of this machine on the guests' network",
-        )
-    };
+/// Listens, if that is configured; nobody is served before [`Listening::serve`].
+///
+/// # Errors
+/// If the address is not there to listen on.
+pub fn listen(daemon: &Arc<Daemon>) -> Result<Option<Listening>, Failure> {
+    let (Some(enrol), Some(key)) = (&daemon.config.enrol, &daemon.enrol_key) else { return Ok(None) };
+    let failed = |error: std::io::Error| cannot_listen(enrol.address, &error);
     let listener = TcpListener::bind(enrol.address).map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
     let tls = ServerTls::new(key, &[ALPN_ENROL]).map_err(Failure::other)?;
     let door =
         Arc::new(Door { daemon: daemon.clone(), tls, places: Places::default(), wrong: Mutex::default() });
-    let run = move || door.accept(&listener);
-    std::thread::Builder::new().name("enrol".into()).spawn(run).map_err(failed)?;
-    Ok(())
+    Ok(Some(Listening { address: enrol.address, listener, door }))
+}
+
+fn cannot_listen(address: SocketAddr, error: &std::io::Error) -> Failure {
+    Failure::other(format!("cannot listen on {address} for enrolment: {error}"))
+        .hint("[enrol] address of recovery.toml must be an address of this machine on the guests' network")
+}
+
+/// A listener with guests that may be waiting already.
+pub struct Listening {
+    address: SocketAddr,
+    listener: TcpListener,
+    door: Arc<Door>,
+}
+
+impl Listening {
+    /// Serves guests from now on. To be called once the incidents are known that are not over: the right proof for one of
+    /// them would be refused before that, and a refused guest does not ask again.
+    ///
+    /// # Errors
+    /// If no thread can be had.
+    pub fn serve(self) -> Result<(), Failure> {
+        let Listening { address, listener, door } = self;
+        let run = move || door.accept(&listener);
+        std::thread::Builder::new()
+            .name("enrol".into())
+            .spawn(run)
+            .map_err(|error| cannot_listen(address, &error))?;
+        Ok(())
+    }
 }
 
 impl Door {
