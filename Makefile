@@ -3,6 +3,7 @@
 #   make lab          build target/release/lab and the programs that it runs
 #   make demo         the story, step by step: grant, work, attack, revoke, reissue
 #   make vm           the whole recovery with real guests, by QEMU (as root)
+#   make xen          the same on a real Xen system, in one emulated machine (as root; minutes)
 #   make test         unit tests, tests in the lab, conformance suites
 #   make check        what to run before a commit: format, lints, unit and doc tests, docs, licences
 #   make bench        the mount beside sshfs, GlusterFS, CephFS, MooseFS and a local FUSE passthrough, as a table, JSON and a
@@ -44,7 +45,7 @@ export STRONGROOM_BIN_DIR := $(BIN)
 export STRONGROOM_BIN := $(BIN)
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: all lab build demo vm guests test bench scale conformance soak check install clean need-build need-lab need-test need-bench need-vm
+.PHONY: all lab build demo vm xen guests test bench scale conformance soak check install clean need-build need-lab need-test need-bench need-vm need-xen
 
 all: lab
 
@@ -56,6 +57,8 @@ need-test:
 	@tools/setup.sh build lab test
 need-vm:
 	@tools/setup.sh build vm
+need-xen:
+	@tools/setup.sh build xen
 need-bench:
 	@tools/setup.sh build lab bench $(if $(PEERS),peers)
 
@@ -71,6 +74,9 @@ guests: need-build
 
 vm: need-vm guests
 	@$(GUEST) tests/guests/vm.sh
+
+xen: need-xen guests
+	@$(GUEST) tests/guests/xen.sh
 
 test: need-test
 	$(BUILD) -p strongroom-tests --bins

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Install what Strongroom's make targets need on Debian, or, without root, say exactly what to install.
 #
-#   tools/setup.sh [build] [lab] [test] [bench] [peers] [vm] [check]      default: all of them but peers, vm
+#   tools/setup.sh [build] [lab] [test] [bench] [peers] [vm] [xen] [check]      default: all of them but peers, vm, xen
 #
 # Does nothing, quickly, when everything is there. Debian packages need root; cargo tools go to target/tools.
 set -eu
@@ -49,10 +49,11 @@ for group; do
     peers) need glusterd glusterfs-server; need glusterfs glusterfs-client; need openssl openssl
       need ceph-mon ceph-mon; need ceph-mgr ceph-mgr; need ceph-osd ceph-osd; need ceph-mds ceph-mds; need ceph ceph-common
       need ceph-fuse ceph-fuse; need mfsmaster moosefs-master; need mfschunkserver moosefs-chunkserver; need mfsmount moosefs-client;;
-    # Only on demand: an emulator. The guests' kernel is downloaded by the story itself and not installed.
+    # Only on demand: emulators. Kernels, and what runs on Xen, are downloaded by the stories themselves and not installed.
     vm) real_guests; need ip iproute2; need qemu-img qemu-utils; need debugfs e2fsprogs;;
+    xen) real_guests;;
     check) tool cargo-deny 0.20.2;;
-    *) echo "setup: there is no group \`$group\`: build, lab, test, bench, peers, vm, check" >&2; exit 2;;
+    *) echo "setup: there is no group \`$group\`: build, lab, test, bench, peers, vm, xen, check" >&2; exit 2;;
   esac
 done
 
