@@ -2,7 +2,7 @@
 # The story that `make vm` and `make xen` show: guests get their contracts, the user works, one guest is attacked, and comes
 # back clean. Each claim is checked as it is shown. Sourced by whoever has booted the storage guest and can reach it.
 #
-# Wants: IN_BASE, an array of words before every command of the base domain; HOUSE, its base directory; BIN, its programs;
+# Wants: LOOK_EVERY, seconds between two looks at an incident; IN_BASE, an array of words before every command of the base domain; HOUSE, its base directory; BIN, its programs;
 # APPS, the app guests by name; UNDO_SECS, the policy's undo window; SECRET_PLACE, where guests find their secrets; and two functions: evidence_holds DIR FILE, whether the evidence of an incident holds what
 # the attacker ($IMPLANT) left in that file of the guest, and how_started APP, one line about it.
 
@@ -65,6 +65,7 @@ incident_is_closed() {
   [ "$(member "$STATE/incident.json" standing)" != stuck ] || die "incident $1 is stuck: $(cat "$STATE/incident.json")"
   [ "$(member "$STATE/incident.json" standing)" = closed ]
 }
+looks_closed() { sleep "$LOOK_EVERY"; incident_is_closed "$1"; }
 editor_is_at_work() { typed editor 'cat /tmp/count' && [ "$(cat "$OUT")" -gt "$1" ] 2>/dev/null; }
 
 # first_start APP: its guest is started and gets its first contract, which is an incident like any other.
@@ -120,7 +121,7 @@ story() {
   sums "$STATE/worked"
   ! cmp -s "$STATE/found" "$STATE/worked" || die "the user's work did not reach the storage guest"
   say "The policy takes back what was changed within $UNDO_SECS s before an alert. The user's work shall be older than that."
-  while [ $(($(now) - work_done)) -lt $((UNDO_SECS * 1000 + 1500)) ]; do sleep 0.2; done
+  while [ $(($(now) - work_done)) -lt $((UNDO_SECS * 1000 + 1500)) ]; do sleep 0.5; done
 
   title "4. The attack: an implant in the guest's root, then the mail is made unreadable and renamed"
   typed mail 'cat /etc/strongroom/holder.key'; good; cp "$OUT" "$STATE/stolen.key"
@@ -139,7 +140,7 @@ setsid sh /tmp/ransom >/dev/null 2>&1 &"
   attacked=$(now)
   incident=$((incident + 1))
   say "Nobody does anything now. The gateway notices, and the base domain runs incident $incident to its end."
-  wait_until 900 "incident $incident is closed" incident_is_closed $incident
+  wait_until 900 "incident $incident is closed" looks_closed $incident
   say "From the first damage to the end of the incident: $(since "$attacked")."
 
   title "5. What was done, with the time of every step"

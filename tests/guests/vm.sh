@@ -91,7 +91,7 @@ trap finish EXIT
 trap 'exit 130' INT TERM
 
 IN_BASE=(ip netns exec "$NS") HOUSE=$WORK/house APPS="mail editor" SECRET_PLACE=fw_cfg:opt/strongroom/enrol
-IMPLANT="implant-$RANDOM$RANDOM" UNDO_SECS=20
+IMPLANT="implant-$RANDOM$RANDOM" UNDO_SECS=20 LOOK_EVERY=0.2
 . "$GUESTS/story.sh"
 mkdir -p "$WORK"/{logs,run,images,notes}
 

@@ -41,7 +41,7 @@ finish() {
   trap '' INT TERM
   trap - EXIT
   [ -z "$follower" ] || kill "$follower" 2>/dev/null || true
-  [ -z "$qemu" ] || { kill "$qemu" 2>/dev/null && wait "$qemu" 2>/dev/null; } || true
+  [ -z "$qemu" ] || { kill -KILL "$qemu" 2>/dev/null && wait "$qemu" 2>/dev/null; } || true
   [ -z "${STRONGROOM_XEN_KEEP:-}" ] || cp "$WORK/console.log" "$STRONGROOM_XEN_KEEP" || true
   if [ $status != 0 ] && [ $status != 130 ] && [ -s "$WORK/console.log" ]; then
     { echo '--- the end of the console'; tail -n 25 "$WORK/console.log"; } >&2
