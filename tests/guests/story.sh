@@ -2,7 +2,8 @@
 # The story that `make vm` and `make xen` show: guests get their contracts, the user works, one guest is attacked, and comes
 # back clean. Each claim is checked as it is shown. Sourced by whoever has booted the storage guest and can reach it.
 #
-# Wants: LOOK_EVERY, seconds between two looks at an incident; IN_BASE, an array of words before every command of the base domain; HOUSE, its base directory; BIN, its programs;
+# Wants: LOOK_EVERY, seconds between two looks at an incident; IN_BASE, an array of words before every command of the base
+# domain; HOUSE, its base directory; BIN, its programs;
 # APPS, the app guests by name; UNDO_SECS, the policy's undo window; SECRET_PLACE, where guests find their secrets; and two functions: evidence_holds DIR FILE, whether the evidence of an incident holds what
 # the attacker ($IMPLANT) left in that file of the guest, and how_started APP, one line about it.
 
