@@ -4,7 +4,7 @@
 #   make demo         the story, step by step: grant, work, attack, revoke, reissue
 #   make vm           the whole recovery with real guests, by QEMU (as root)
 #   make xen          the same on a real Xen system, in one emulated machine (as root; minutes)
-#   make test         unit tests, tests in the lab, conformance suites
+#   make test         unit tests, tests in the lab, conformance suites, the story with real guests
 #   make check        what to run before a commit: format, lints, unit and doc tests, docs, licences
 #   make bench        the mount beside sshfs, GlusterFS, CephFS, MooseFS and a local FUSE passthrough, as a table, JSON and a
 #                     page with plots; revocation under load; contracts. `make bench PEERS=` leaves the heavy peers out
@@ -55,6 +55,7 @@ need-lab:
 	@tools/setup.sh build lab
 need-test:
 	@tools/setup.sh build lab test
+	@tools/setup.sh vm || echo "make test: what real guests need is not there"
 need-vm:
 	@tools/setup.sh build vm
 need-xen:
@@ -85,6 +86,8 @@ test: need-test
 	$(CARGO) test --workspace --locked
 	@if [ "$$(id -u)" = 0 ]; then $(MAKE) --no-print-directory run-conformance SUITES="$(TEST_SUITES)" OPS=$(TEST_OPS); \
 	else echo "make test: pjdfstest needs root and was left out; run it with: sudo make conformance"; fi
+	@if reason=$$(tests/guests/vm.sh --can); then STRONGROOM_GUEST_BIN="$(BIN)" STRONGROOM_GUEST_CACHE="$(TARGET)/guests" tests/guests/vm.sh; \
+	else echo "make test: the story with real guests was left out: $$reason"; fi
 
 bench: need-bench
 	$(BUILD) -p strongroom-tests -p strongroom-benches --bins

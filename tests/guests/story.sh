@@ -122,7 +122,8 @@ story() {
   sums "$STATE/worked"
   ! cmp -s "$STATE/found" "$STATE/worked" || die "the user's work did not reach the storage guest"
   say "The policy takes back what was changed within $UNDO_SECS s before an alert. The user's work shall be older than that."
-  while [ $(($(now) - work_done)) -lt $((UNDO_SECS * 1000 + 1500)) ]; do sleep 0.5; done
+  # The undo begins with an interval of ten seconds, in which changes are kept as one.
+  while [ $(($(now) - work_done)) -lt $(((UNDO_SECS + 10) * 1000 + 1500)) ]; do sleep 0.5; done
 
   title "4. The attack: an implant in the guest's root, then the mail is made unreadable and renamed"
   typed mail 'cat /etc/strongroom/holder.key'; good; cp "$OUT" "$STATE/stolen.key"

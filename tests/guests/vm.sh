@@ -31,7 +31,9 @@ why_not() {
   for program in $NEEDED; do
     command -v "$program" >/dev/null || { echo "$program is missing (tools/setup.sh vm)"; return; }
   done
-  if ip netns add $probe 2>/dev/null; then ip netns del $probe; else echo "no network namespace can be made"; fi
+  if ip netns add $probe 2>/dev/null; then ip netns del $probe; else echo "no network namespace can be made"; return; fi
+  [ -e "$CACHE/cloud/package" ] || [ -n "$(package_of $RELEASE_OF)" ] || { apt-get update -q && [ -n "$(package_of $RELEASE_OF)" ]; } >/dev/null 2>&1 ||
+    echo "apt knows no package $RELEASE_OF, which has the guests' kernel"
 }
 if [ "${1:-}" = --can ]; then
   reason=$(why_not)
