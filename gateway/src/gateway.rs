@@ -1,5 +1,6 @@
 //! The gateway as a whole: what the doors share.
 
+use std::fs::TryLockError;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,6 +17,7 @@ use crate::audit::{Audit, AuditError, Record};
 use crate::clock::Clock;
 use crate::config::Limits;
 use crate::engine::{Engine, EngineError, EngineOptions, LeaseOptions, SpecialFiles};
+use crate::former;
 use crate::ledger::{Ledger, LedgerError};
 use crate::session::lock_grace::LockGrace;
 use crate::session::parked::Parked;
@@ -30,9 +32,6 @@ const FAREWELL: Duration = Duration::from_secs(2);
 const WATCHED: Duration = Duration::from_secs(4 * 3600);
 /// The same where nobody notices what an administrator changes.
 const BLIND: Duration = Duration::from_secs(1);
-/// How long the start waits for the end of a former process, which keeps its lock until its last thread is gone.
-const LOCK_MAX: Duration = Duration::from_secs(3);
-const LOCK_PACE: Duration = Duration::from_millis(5);
 /// How often the housekeeping looks around, at least.
 const TICK: Duration = Duration::from_secs(1);
 /// How long a stop waits for operations under way.
@@ -350,18 +349,11 @@ fn lock(state: &Path) -> Result<std::fs::File, StartError> {
         .mode(0o600)
         .open(&path)
         .map_err(error)?;
-    let until = Instant::now() + LOCK_MAX;
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            Err(std::fs::TryLockError::WouldBlock) if Instant::now() < until => {
-                std::thread::sleep(LOCK_PACE);
-            }
-            Err(std::fs::TryLockError::WouldBlock) => {
-                return Err(StartError::Running(state.display().to_string()));
-            }
-            Err(std::fs::TryLockError::Error(source)) => return Err(error(source)),
-        }
+    let held = |refused: &TryLockError| matches!(refused, TryLockError::WouldBlock);
+    match former::outwait(held, || file.try_lock()) {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StartError::Running(state.display().to_string())),
+        Err(TryLockError::Error(source)) => Err(error(source)),
     }
 }
 

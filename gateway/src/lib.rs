@@ -11,6 +11,7 @@ mod detect;
 pub mod door;
 pub mod engine;
 pub mod fence;
+mod former;
 pub mod gate;
 pub mod gateway;
 mod handles;

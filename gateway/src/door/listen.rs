@@ -6,21 +6,17 @@ use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use socket2::{Domain, Protocol, SockRef, Socket as RawSocket, Type};
 use strongroom_channel::Socket;
 
 use crate::config::{AdminListen, Listen};
+use crate::former;
 
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: i32 = 1024;
-
-/// How long a start waits for an address that is in use, and how often it looks. A process that was killed lets go of the
-/// lock on its state before it lets go of its sockets.
-const IN_USE_MAX: Duration = Duration::from_secs(3);
-const IN_USE_PACE: Duration = Duration::from_millis(5);
 
 /// A socket that takes connections.
 pub struct Listener {
@@ -35,19 +31,6 @@ enum Kind {
 /// Ends a [`Listener`]'s accepting from another thread.
 pub struct Stopper {
     kind: Kind,
-}
-
-/// Tries again for a while as long as the address is in use.
-fn patiently(act: impl Fn() -> io::Result<()>) -> io::Result<()> {
-    let until = Instant::now() + IN_USE_MAX;
-    loop {
-        match act() {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < until => {
-                std::thread::sleep(IN_USE_PACE);
-            }
-            done => return done,
-        }
-    }
 }
 
 impl Listener {
@@ -68,8 +51,9 @@ impl Listener {
             }
             _ => {}
         }
+        let in_use = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse;
         let listens = || socket.bind(&listen.address.into()).and_then(|()| socket.listen(BACKLOG));
-        patiently(listens).map_err(|error| tell("listen on", error))?;
+        former::outwait(in_use, listens).map_err(|error| tell("listen on", error))?;
         Ok(Listener { kind: Kind::Tcp(socket.into()) })
     }
 
@@ -211,7 +195,7 @@ mod tests {
         let Ok(strongroom_channel::Address::Tcp(address)) = former.address() else { panic!("no address") };
         std::thread::scope(|scope| {
             let next = scope.spawn(move || listen(address).map(drop));
-            std::thread::sleep(IN_USE_PACE * 10);
+            std::thread::sleep(former::PACE * 10);
             drop(former);
             assert_eq!(next.join().unwrap(), Ok(()));
         });
