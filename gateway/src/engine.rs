@@ -58,6 +58,7 @@ use crate::nodes::Nodes;
 use crate::store;
 use crate::tree::{Node, Tree};
 use crate::undo::{Actor, Undo, UndoOptions};
+use crate::writeback::Writeback;
 
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
@@ -74,6 +75,7 @@ pub(crate) struct Shared {
     pub(crate) privileged: bool,
     /// What changes are taken back with, if that is wanted.
     pub(crate) undo: Option<Arc<Undo>>,
+    pub(crate) writeback: Writeback,
     /// When it was opened, in the form of a generation.
     pub(crate) started: u64,
     sessions: AtomicU64,
@@ -202,6 +204,7 @@ impl Engine {
             grace: Grace::default(),
             options,
             undo,
+            writeback: Writeback::start(),
             privileged: rustix::process::geteuid().is_root(),
             started: replay::now(),
             sessions: AtomicU64::new(1),

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use strongroom_protocol::attr::{Handle, OpenFlags};
@@ -11,6 +11,7 @@ use strongroom_protocol::reply::Failure;
 
 use crate::gate::refusal::{Checked, Refusal};
 use crate::tree::{Node, Stat};
+use crate::writeback::PORTION;
 
 /// That a node is open, or about to be: while this lives, its bytes stay charged even without a name.
 pub(crate) struct Use {
@@ -52,6 +53,7 @@ pub(crate) struct Open {
     pub(crate) seen: AtomicU64,
     /// Where reading of the directory stands; held while entries are read.
     pub(crate) position: Mutex<u64>,
+    appended: AtomicU64,
     used: Use,
 }
 
@@ -72,8 +74,15 @@ impl Open {
             created,
             seen: AtomicU64::new(seen),
             position: Mutex::new(0),
+            appended: AtomicU64::new(0),
             used,
         }
+    }
+
+    /// Counts appended bytes; whether another [`PORTION`] is complete.
+    pub(crate) fn appended(&self, count: u64) -> bool {
+        let before = self.appended.fetch_add(count, Ordering::Relaxed);
+        before / PORTION != before.wrapping_add(count) / PORTION
     }
 
     /// The descriptor.

@@ -29,3 +29,4 @@ pub mod trail;
 mod tree;
 pub mod undo;
 mod undoing;
+mod writeback;

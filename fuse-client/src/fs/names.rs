@@ -8,6 +8,7 @@ use strongroom_protocol::name::{MAX_PATH, Name};
 use strongroom_protocol::op::{Op, RenameMode};
 use strongroom_protocol::reply::Outcome;
 
+use super::behind::NOBODY;
 use super::{Caller, Fs, PERMISSIONS, Told};
 use crate::errno::{Ended, of_name};
 use crate::lease::{Found, Heard, OwnChange};
@@ -233,7 +234,12 @@ impl Fs {
             let gone = if result.is_ok() { Some(None) } else { None };
             table.changed_name(heard.as_ref(), parent, &name, gone);
             drop(table);
-            result.map(|_| fs.state.nodes.lock().removed(parent, &name))
+            result?;
+            if let Some(victim) = victim {
+                fs.state.handles.lock().name_removed(victim);
+            }
+            fs.state.nodes.lock().removed(parent, &name);
+            Ok(())
         };
         self.change(caller, (op, Payload::default()), &nodes, read, done);
     }
@@ -280,9 +286,22 @@ impl Fs {
         }
         let victim = self.stands_for(new_parent, &new_name);
         let absent = self.absent_for_now(new_parent, &new_name) || mode != RenameMode::Replace;
-        let asker = self.clone();
+        let (asker, moved) = (self.clone(), self.stands_for(parent, &name));
         let go = move || asker.rename_now(caller, (parent, name), (new_parent, new_name), mode, done);
-        if absent { go() } else { self.before_removal(new_parent, victim, go) }
+        self.arrived(moved, move |fs| if absent { go() } else { fs.before_removal(new_parent, victim, go) });
+    }
+
+    /// Does `then` once what was written to a file, and closed, has arrived, or has failed to: what takes another's place is not to
+    /// be seen there without its contents, whatever ends in between.
+    fn arrived(&self, file: Option<Node>, then: impl FnOnce(&Fs) + Send + 'static) {
+        match file {
+            Some(node) => self.settled(NOBODY, node, move |fs, _| then(fs)),
+            None if self.state.behind.any() => {
+                let fs = self.clone();
+                self.state.behind.wait_for_all(Box::new(move || then(&fs)));
+            }
+            None => then(self),
+        }
     }
 
     fn absent_for_now(&self, dir: Node, name: &Name) -> bool {

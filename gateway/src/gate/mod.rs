@@ -402,6 +402,11 @@ impl<On> Permit<'_, On> {
         self.scope.engine.undo.as_ref()
     }
 
+    /// Bytes were appended to an open file.
+    pub(crate) fn appended(&self, open: &Arc<Open>, count: u64) {
+        self.scope.engine.writeback.appended(open, count);
+    }
+
     /// Brings what could bring old bytes back to the disk.
     pub(crate) fn sync_undo(&self) -> Checked<()> {
         Ok(self.undo_log().map_or(Ok(()), |undo| undo.sync())?)

@@ -18,7 +18,7 @@ pub(crate) fn write(permit: &Permit<'_, OnHandle>, offset: u64, data: &[u8]) -> 
         return Err(Refusal::errno(Errno::BADF));
     }
     let file = open.file()?;
-    let (count, size) = {
+    let (count, size, appends) = {
         // As the kernel does for buffered writes: one at a time. Sizes and ends are exact meanwhile.
         let _size = open.node.size.lock();
         let stat = Stat::of(file)?;
@@ -39,9 +39,12 @@ pub(crate) fn write(permit: &Permit<'_, OnHandle>, offset: u64, data: &[u8]) -> 
         change.done(size);
         match error {
             Some(error) if count == 0 => return Err(error.into()),
-            _ => (count, size),
+            _ => (count, size, start >= stat.size()),
         }
     };
+    if appends {
+        permit.appended(open, count as u64);
+    }
     if open.flags.sync {
         permit.sync_undo()?;
         rustix::fs::fdatasync(file)?;

@@ -113,9 +113,45 @@ fn what_could_not_be_written_is_told_once_by_what_comes_next() {
 fn a_contract_that_ends_is_told_of_by_what_comes_next() {
     let (bench, _, file) = Bench::alone();
     assert_eq!(bench.write(file, 4).try_recv(), Ok(Ok(4)));
+    let synced = later(|done| bench.fs.fsync(ME, file, false, done));
     let closed = later(|done| bench.fs.flush(ME, file, 1, done));
     bench.let_go(Err(Ended::Void));
-    assert_eq!(closed.try_recv(), Ok(Err(Errno::EACCES)));
+    assert_eq!(synced.try_recv(), Ok(Err(Errno::EACCES)));
+    assert_eq!(closed.try_recv(), Ok(Ok(())), "told once");
+}
+
+#[test]
+fn closing_does_not_wait_for_a_little_and_who_opens_next_is_told_of_its_failure() {
+    let (bench, number, file) = Bench::alone();
+    let close = |file| later(|done| bench.fs.flush(ME, file, 1, done));
+    assert_eq!(bench.write(file, 4).try_recv(), Ok(Ok(4)));
+    assert_eq!(close(file).try_recv(), Ok(Ok(())), "at once");
+    let released = later(|done| bench.fs.release(ME, file, None, done));
+    let renamed = later(|done| {
+        let root = bench.root(0);
+        bench.fs.rename(ME, (root, b"f"), (root, b"g"), RenameFlags::empty(), done)
+    });
+    let asked = bench.asked();
+    bench.let_go(Ok((Outcome::Failed(Failure::Errno(libc::EIO as u16)), vec![])));
+    let went: Vec<Op> = bench.carrier.asked.lock()[asked..].iter().map(|(op, _)| op.clone()).collect();
+    assert!(matches!(went[..], [Op::Release { .. }, Op::Rename { .. }]), "after the write: {went:?}");
+    bench.let_go(Ok((Outcome::Done, vec![])));
+    bench.let_go(Ok((Outcome::Done, vec![])));
+    assert_eq!((released.try_recv(), renamed.try_recv()), (Ok(Ok(())), Ok(Ok(()))));
+    *bench.carrier.parked.lock() = None;
+    let next = bench.open(number, libc::O_WRONLY).file;
+    assert_eq!(later(|done| bench.fs.fsync(ME, next, false, done)).try_recv(), Ok(Err(Errno::EIO)));
+}
+
+#[test]
+fn closing_waits_where_a_failure_is_not_far_away() {
+    let (bench, _, file) = Bench::alone();
+    assert_eq!(bench.write(file, 4).try_recv(), Ok(Ok(4)));
+    bench.state.behind.learn_room(0, 512 << 20, Instant::now());
+    let closed = later(|done| bench.fs.flush(ME, file, 1, done));
+    assert!(closed.try_recv().is_err());
+    bench.let_go(Ok((Outcome::Written { count: 0, size: 4 }, vec![])));
+    assert_eq!(closed.try_recv(), Ok(Err(Errno::ENOSPC)));
 }
 
 #[test]
