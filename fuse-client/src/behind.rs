@@ -1,4 +1,4 @@
-//! Writes that the application was told are done before the gateway has them. Only under an exclusive lease: nobody else
+//! Writes, and changes of mode and times, that the application was told are done before the gateway has them. Only under an exclusive lease: nobody else
 //! reads the file before the lease is recalled, and the recall is answered when nothing is under way any more.
 //!
 //! # Rules
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use fuser::Errno;
 use parking_lot::Mutex;
-use strongroom_protocol::attr::Node;
+use strongroom_protocol::attr::{Attr, Credentials, Handle, Node, SetAttr, SetTime};
 
 /// Bytes and requests under way beyond which answers are held back.
 const MOST_BYTES: usize = 8 << 20;
@@ -31,6 +31,8 @@ const MARGIN: u64 = 64 << 20;
 /// not hear of a failure any more, so the usual ones have to be far away.
 const MOST_CLOSED: usize = 256 << 10;
 const ROOM_CLOSED: u64 = 1 << 30;
+/// All of a file: what is under way while its attributes are changed.
+pub const WHOLE: Range<u64> = 0..u64::MAX;
 /// How long it is believed how much room there is, and after how long it is asked for anew.
 const BELIEVED: Duration = Duration::from_secs(2);
 const ASKED_AFTER: Duration = Duration::from_millis(500);
@@ -61,7 +63,46 @@ struct Inner {
 #[derive(Default)]
 struct File {
     ranges: Vec<Range<u64>>,
+    /// The attributes as they will be but for what the gateway's clock says, if they were known.
+    attr: Option<Attr>,
+    /// To be sent when nothing is under way any more, before whatever waits.
+    setting: Option<Setting>,
     waiting: Vec<Waiting>,
+}
+
+/// A change of mode and times that was answered early.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    /// What changes.
+    pub set: SetAttr,
+    /// Through which open file.
+    pub handle: Option<Handle>,
+    /// Who changes it.
+    pub by: Credentials,
+}
+
+impl Setting {
+    /// Two, one after the other, as one.
+    fn then(&mut self, later: Setting) {
+        let SetAttr { mode, atime, mtime, .. } = later.set;
+        self.set.mode = mode.or(self.set.mode);
+        self.set.atime = atime.or(self.set.atime);
+        self.set.mtime = mtime.or(self.set.mtime);
+        self.handle = later.handle.or(self.handle);
+        self.by = later.by;
+    }
+
+    fn foretell(&self, attr: &mut Attr) {
+        if let Some(mode) = self.set.mode {
+            attr.mode = attr.mode & libc::S_IFMT | mode;
+        }
+        if let Some(SetTime::At(time)) = self.set.atime {
+            attr.atime = time;
+        }
+        if let Some(SetTime::At(time)) = self.set.mtime {
+            attr.mtime = time;
+        }
+    }
 }
 
 struct Waiting {
@@ -96,8 +137,8 @@ impl Behind {
         self.any() && self.inner.lock().files.contains_key(&node)
     }
 
-    /// A write begins that will be answered early; `false` if it must not be.
-    pub fn begin(&self, node: Node, range: &Range<u64>) -> bool {
+    /// A write begins that will be answered early; `false` if it must not be. `attr`: the file's attributes, if they are known.
+    pub fn begin(&self, node: Node, range: &Range<u64>, attr: Option<Attr>) -> bool {
         let mut inner = self.inner.lock();
         // Who waits for the end of all must not wait for ever.
         if inner.held.len() >= MOST_HELD || !inner.idle.is_empty() {
@@ -105,14 +146,52 @@ impl Behind {
         }
         let file = inner.files.entry(node).or_default();
         let overlaps = |other: &Range<u64>| other.start < range.end && range.start < other.end;
-        if !file.waiting.is_empty() || file.ranges.iter().any(overlaps) {
+        if !file.waiting.is_empty() || file.setting.is_some() || file.ranges.iter().any(overlaps) {
             return false;
+        }
+        if file.ranges.is_empty() {
+            file.attr = attr;
+        }
+        if let Some(attr) = &mut file.attr {
+            attr.size = attr.size.max(range.end);
         }
         file.ranges.push(range.clone());
         inner.bytes += length(range);
         inner.count += 1;
         self.count.store(inner.count, Ordering::SeqCst);
         true
+    }
+
+    /// A change of mode and times is to be answered early: returns the attributes to tell, and what is to be sent at once; the rest
+    /// is for [`Behind::end`] to hand out. `None` if it must not be. `attr`: the file's attributes, if they are known.
+    pub fn set(&self, node: Node, attr: Option<Attr>, setting: Setting) -> Option<(Attr, Option<Setting>)> {
+        let mut inner = self.inner.lock();
+        if inner.held.len() >= MOST_HELD || !inner.idle.is_empty() {
+            return None;
+        }
+        if let Some(file) = inner.files.get_mut(&node) {
+            let foretold = file.attr.as_mut().filter(|_| file.waiting.is_empty())?;
+            setting.foretell(foretold);
+            let foretold = *foretold;
+            match &mut file.setting {
+                Some(before) => before.then(setting),
+                none => *none = Some(setting),
+            }
+            return Some((foretold, None));
+        }
+        let mut attr = attr?;
+        setting.foretell(&mut attr);
+        let file = File { ranges: vec![WHOLE], attr: Some(attr), ..File::default() };
+        inner.files.insert(node, file);
+        inner.count += 1;
+        self.count.store(inner.count, Ordering::SeqCst);
+        Some((attr, Some(setting)))
+    }
+
+    /// The attributes of a file as they will be, while something of it is under way and nothing waits for that.
+    pub fn foretold(&self, node: Node) -> Option<Attr> {
+        let inner = self.inner.lock();
+        inner.files.get(&node).filter(|file| file.waiting.is_empty())?.attr
     }
 
     /// Answers now if there is room, or else as soon as there is.
@@ -131,19 +210,24 @@ impl Behind {
         }
     }
 
-    /// A write has ended, well or not. Calls those who waited for that; must be called with no lock held.
-    pub fn end(&self, node: Node, range: &Range<u64>) {
-        let (answers, waiting, idle) = {
+    /// A write, or a change of attributes ([`WHOLE`]), has ended, well or not. Calls those who waited for that; must be called with no
+    /// lock held. Returns what is to be sent next; it is under way from now on.
+    #[must_use]
+    pub fn end(&self, node: Node, range: &Range<u64>) -> Option<Setting> {
+        let (answers, waiting, idle, next) = {
             let mut inner = self.inner.lock();
-            let Some(file) = inner.files.get_mut(&node) else { return };
-            let Some(at) = file.ranges.iter().position(|other| other == range) else { return };
+            let file = inner.files.get_mut(&node)?;
+            let at = file.ranges.iter().position(|other| other == range)?;
             file.ranges.swap_remove(at);
             let mut waiting = vec![];
-            if file.ranges.is_empty() {
+            let next = file.setting.take_if(|_| file.ranges.is_empty());
+            if next.is_some() {
+                file.ranges.push(WHOLE);
+            } else if file.ranges.is_empty() {
                 waiting = inner.files.remove(&node).map(|file| file.waiting).unwrap_or_default();
             }
             inner.bytes -= length(range);
-            inner.count -= 1;
+            inner.count -= usize::from(next.is_none());
             self.count.store(inner.count, Ordering::SeqCst);
             let mut answers = vec![];
             // All that fit now; each of them was counted when it began.
@@ -155,11 +239,12 @@ impl Behind {
                 }
             }
             let idle = if inner.count == 0 { std::mem::take(&mut inner.idle) } else { vec![] };
-            (answers, waiting, idle)
+            (answers, waiting, idle, next)
         };
         answers.into_iter().for_each(|answer| answer());
         waiting.into_iter().for_each(|waiting| (waiting.then)(Ok(())));
         idle.into_iter().for_each(|act| act());
+        next
     }
 
     /// Does `then` once nothing of the file is under way. `pid`: the thread that waits, as for a request.
@@ -260,6 +345,9 @@ impl Inner {
 }
 
 fn length(range: &Range<u64>) -> usize {
+    if *range == WHOLE {
+        return 0;
+    }
     // Never more than a frame holds.
     usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(0)
 }
@@ -268,9 +356,31 @@ fn length(range: &Range<u64>) -> usize {
 mod tests {
     use std::sync::Arc;
 
+    use strongroom_protocol::attr::Time;
+
     use super::*;
 
     const FILE: Node = Node { grant: 0, ino: 7 };
+
+    fn attr(size: u64, permissions: u32) -> Attr {
+        let time = Time { secs: 1, nanos: 0 };
+        Attr {
+            ino: 7,
+            generation: 1,
+            mode: libc::S_IFREG | permissions,
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            blksize: 4096,
+            size,
+            blocks: 8,
+            atime: time,
+            mtime: time,
+            ctime: time,
+            btime: time,
+        }
+    }
 
     fn note(said: &Arc<Mutex<Vec<u32>>>, what: u32) -> Act {
         let said = said.clone();
@@ -289,20 +399,20 @@ mod tests {
     #[test]
     fn nothing_overlaps_and_what_waits_keeps_others_from_going_first() {
         let (behind, said) = (Behind::default(), Arc::default());
-        assert!(behind.begin(FILE, &(0..10)) && behind.begin(FILE, &(10..20)));
-        assert!(!behind.begin(FILE, &(5..15)) && !behind.begin(FILE, &(19..20)));
-        assert!(behind.begin(Node { grant: 1, ino: 7 }, &(5..15)));
+        assert!(behind.begin(FILE, &(0..10), None) && behind.begin(FILE, &(10..20), None));
+        assert!(!behind.begin(FILE, &(5..15), None) && !behind.begin(FILE, &(19..20), None));
+        assert!(behind.begin(Node { grant: 1, ino: 7 }, &(5..15), None));
         behind.wait(FILE, 0, then(&said, 1));
-        assert!(!behind.begin(FILE, &(30..40)), "something waits");
-        behind.end(FILE, &(0..10));
+        assert!(!behind.begin(FILE, &(30..40), None), "something waits");
+        assert!(behind.end(FILE, &(0..10)).is_none());
         assert!(said.lock().is_empty() && behind.busy(FILE));
-        behind.end(FILE, &(10..20));
+        assert!(behind.end(FILE, &(10..20)).is_none());
         assert_eq!(*said.lock(), [1]);
-        assert!(behind.begin(FILE, &(30..40)));
+        assert!(behind.begin(FILE, &(30..40), None));
         behind.wait_for_all(note(&said, 3));
-        assert!(!behind.begin(FILE, &(50..60)), "the end of all comes");
-        behind.end(FILE, &(30..40));
-        behind.end(Node { grant: 1, ino: 7 }, &(5..15));
+        assert!(!behind.begin(FILE, &(50..60), None), "the end of all comes");
+        assert!(behind.end(FILE, &(30..40)).is_none());
+        assert!(behind.end(Node { grant: 1, ino: 7 }, &(5..15)).is_none());
         assert_eq!(*said.lock(), [1, 3]);
         assert!(!behind.any());
         behind.wait(FILE, 0, then(&said, 4));
@@ -315,12 +425,12 @@ mod tests {
         let size = 1 << 20;
         let part = |n: u64| n * size..(n + 1) * size;
         for n in 0..12 {
-            assert!(behind.begin(FILE, &part(n)));
+            assert!(behind.begin(FILE, &part(n), None));
             behind.answer(note(&said, n as u32));
         }
         assert_eq!(*said.lock(), (0..8).collect::<Vec<u32>>());
         for n in 0..4 {
-            behind.end(FILE, &part(n));
+            assert!(behind.end(FILE, &part(n)).is_none());
         }
         // The last four are told as soon as what is under way is within the bounds.
         assert_eq!(said.lock().len(), 12);
@@ -330,13 +440,13 @@ mod tests {
     #[test]
     fn who_is_killed_waits_no_longer() {
         let (behind, said) = (Behind::default(), Arc::new(Mutex::new(vec![])));
-        assert!(behind.begin(FILE, &(0..10)));
+        assert!(behind.begin(FILE, &(0..10), None));
         let seen = said.clone();
         behind.wait(FILE, 5, Box::new(move |result| seen.lock().push(if result.is_err() { 5 } else { 0 })));
         behind.wait(FILE, 6, then(&said, 6));
         behind.interrupt(|pid| pid == 5);
         assert_eq!(*said.lock(), [5]);
-        behind.end(FILE, &(0..10));
+        assert!(behind.end(FILE, &(0..10)).is_none());
         assert_eq!(*said.lock(), [5, 6]);
     }
 
@@ -345,18 +455,52 @@ mod tests {
         let behind = Behind::default();
         let now = Instant::now();
         assert!(behind.may_close(FILE, now), "nothing is under way");
-        assert!(behind.begin(FILE, &(0..10)));
+        assert!(behind.begin(FILE, &(0..10), None));
         assert!(!behind.may_close(FILE, now), "who knows what room there is");
         behind.learn_room(0, ROOM_CLOSED - 1, now);
         assert!(!behind.may_close(FILE, now));
         behind.learn_room(0, ROOM_CLOSED + 10, now);
         assert!(behind.may_close(FILE, now));
         assert!(!behind.may_close(FILE, now + BELIEVED), "too old");
-        assert!(behind.begin(FILE, &(10..10 + MOST_CLOSED as u64)));
+        assert!(behind.begin(FILE, &(10..10 + MOST_CLOSED as u64), None));
         assert!(!behind.may_close(FILE, now), "much");
-        behind.end(FILE, &(10..10 + MOST_CLOSED as u64));
+        assert!(behind.end(FILE, &(10..10 + MOST_CLOSED as u64)).is_none());
         behind.wait(FILE, 0, then(&Arc::default(), 1));
         assert!(!behind.may_close(FILE, now), "somebody waits");
+    }
+
+    #[test]
+    fn changes_of_attributes_come_after_what_was_written_and_before_what_waits() {
+        let (behind, said) = (Behind::default(), Arc::default());
+        let (before, time) = (attr(5, 0o600), Time { secs: 7, nanos: 9 });
+        let setting = |mode, mtime| Setting {
+            set: SetAttr { mode, mtime, ..SetAttr::default() },
+            handle: None,
+            by: Credentials { uid: 0, gid: 0 },
+        };
+        assert!(behind.set(FILE, None, setting(Some(0o644), None)).is_none(), "who knows what to tell");
+        assert!(behind.begin(FILE, &(0..10), Some(before)));
+        let (told, now) = behind.set(FILE, None, setting(Some(0o644), None)).unwrap();
+        assert_eq!((told.size, told.mode), (10, libc::S_IFREG | 0o644));
+        assert!(now.is_none(), "after the write");
+        let (told, now) = behind.set(FILE, None, setting(None, Some(SetTime::At(time)))).unwrap();
+        assert!(now.is_none());
+        assert_eq!((told.mode, told.mtime), (libc::S_IFREG | 0o644, time));
+        assert_eq!(behind.foretold(FILE), Some(told));
+        assert!(!behind.begin(FILE, &(10..20), None), "it would be overtaken");
+        behind.wait(FILE, 0, then(&said, 1));
+        assert_eq!(behind.foretold(FILE), None, "something else waits");
+        assert!(behind.set(FILE, None, setting(Some(0), None)).is_none());
+        let next = behind.end(FILE, &(0..10)).expect("both as one");
+        assert_eq!((next.set.mode, next.set.mtime), (Some(0o644), Some(SetTime::At(time))));
+        assert!(behind.busy(FILE) && said.lock().is_empty());
+        assert!(behind.end(FILE, &WHOLE).is_none());
+        assert_eq!(*said.lock(), [1]);
+        assert!(!behind.any());
+        let (_, now) = behind.set(FILE, Some(before), setting(Some(0o644), None)).unwrap();
+        assert!(now.is_some() && behind.busy(FILE), "at once");
+        assert!(behind.end(FILE, &WHOLE).is_none());
+        assert!(!behind.any());
     }
 
     #[test]

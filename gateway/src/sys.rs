@@ -110,7 +110,11 @@ impl Drop for Identity {
 pub(crate) fn begin_writeback(file: &OwnedFd) -> Result<(), Errno> {
     // SAFETY: takes an open descriptor and numbers; touches no memory of ours.
     let result = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
-    if result == 0 { Ok(()) } else { Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
+    }
 }
 
 /// Sets the mode of what a descriptor refers to, also of an O_PATH descriptor (fchmodat2(2), Linux 6.6).

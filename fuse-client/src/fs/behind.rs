@@ -1,15 +1,17 @@
 //! Writes answered before the gateway has them ([`crate::behind`]), and what has to wait for them.
 
+use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fuser::Errno;
 use strongroom_contracts::Right;
-use strongroom_protocol::attr::{Handle, Node};
+use strongroom_protocol::attr::{Handle, Node, SetAttr};
 use strongroom_protocol::op::Op;
 use strongroom_protocol::reply::Outcome;
 
-use super::{Caller, Fs};
+use super::{Attrs, Caller, Fs};
+use crate::behind::{Setting, WHOLE};
 use crate::errno::{Ended, errno};
 use crate::lease::Underway;
 use crate::state::OpenFile;
@@ -57,10 +59,12 @@ impl Fs {
         // A recall first takes the lease from the table, then looks for what is under way. Nothing is learnt of the file from here
         // on until the write has ended.
         let mut table = self.state.leases.table();
-        if !table.is_exclusive(node) || !self.state.behind.begin(node, &(offset..end)) {
+        let now = Instant::now();
+        let attr = table.attr(node, now);
+        if !table.is_exclusive(node) || !self.state.behind.begin(node, &(offset..end), attr) {
             return None;
         }
-        let change = table.begin_early(node, Instant::now());
+        let change = table.begin_early(node, now);
         drop(table);
         Some(Underway::of(&self.state, change))
     }
@@ -111,9 +115,95 @@ impl Fs {
                 fs.state.handles.lock().failed(node, errno);
                 fs.forget_unwritten(node);
             }
-            fs.state.behind.end(node, &(offset..offset + length as u64));
+            fs.end_behind(node, &(offset..offset + length as u64));
         };
         let op = Op::Write { handle: Handle(file), offset };
+        self.carrier.submit(Call { op, data, pid: NOBODY.pid, done: Box::new(answered), keep });
+    }
+
+    /// Something of a file has ended; what comes next is sent.
+    fn end_behind(&self, node: Node, range: &Range<u64>) {
+        if let Some(setting) = self.state.behind.end(node, range) {
+            let change = self.state.leases.table().begin_early(node, Instant::now());
+            self.send_setting(node, setting, Underway::of(&self.state, change));
+        }
+    }
+
+    /// Changes mode and times of a file that is open here to write, and answers as soon as the bounds allow; gives `done` back if that
+    /// must not be. Whoever has it open is told of a failure, as of that of a write.
+    pub(super) fn set_behind<Done: FnOnce(Result<Attrs, Errno>) + Send + 'static>(
+        &self,
+        node: Node,
+        setting: Setting,
+        done: Done,
+    ) -> Result<(), Done> {
+        let SetAttr { mode, uid, gid, size, atime, mtime } = setting.set;
+        let plain = uid.or(gid).is_none() && size.is_none() && mode.is_none_or(|mode| mode & !0o777 == 0);
+        let told = |file: &OpenFile| file.flags.write && file.at_gateway();
+        let open = || self.state.handles.lock().of_node(node, told).is_some();
+        if !plain || !self.may(node, Right::Attr) || !self.carrier.is_up() || !open() {
+            return Err(done);
+        }
+        let (attr, next) = {
+            // As for writes.
+            let mut table = self.state.leases.table();
+            if !table.is_exclusive(node) {
+                return Err(done);
+            }
+            if mode.is_none() && atime.is_none() && mtime.is_none() {
+                // Nothing changes.
+                let Some(attr) = self.state.behind.foretold(node) else { return Err(done) };
+                (attr, None)
+            } else {
+                let now = Instant::now();
+                let known = table.attr(node, now);
+                let Some((attr, send)) = self.state.behind.set(node, known, setting) else {
+                    return Err(done);
+                };
+                (attr, send.map(|setting| (setting, Underway::of(&self.state, table.begin_early(node, now)))))
+            }
+        };
+        // The kernel may not keep it: the gateway's clock has not spoken.
+        let told = self.shown_attr(node, &attr).map(|attr| Attrs { attr, ttl: Duration::ZERO });
+        self.state.behind.answer(Box::new(move || done(told)));
+        if let Some((setting, underway)) = next {
+            self.send_setting(node, setting, underway);
+        }
+        Ok(())
+    }
+
+    fn send_setting(&self, node: Node, setting: Setting, underway: Arc<Underway>) {
+        let (fs, keep) = (self.clone(), Some(underway.clone()));
+        let Setting { set, handle, by } = setting.clone();
+        let answered = move |result: Result<Answer<'_>, Ended>| {
+            {
+                let _gate = fs.state.leases.gate();
+                let change = match result {
+                    Err(Ended::Interrupted | Ended::Deadline) => None,
+                    _ => underway.take(),
+                };
+                if let Some(change) = change {
+                    let answer = result.as_ref().ok();
+                    let (mut table, heard, sole) = fs.ended(&change, answer, None);
+                    if let (Some(Answer { outcome: Outcome::Attr(attr), .. }), Some(heard)) = (answer, heard)
+                        && sole.contains(&node)
+                    {
+                        table.learn(&heard, node, heard.note.node, attr, false);
+                    }
+                }
+            }
+            let failed = match result.map(|answer| answer.outcome) {
+                Ok(Outcome::Attr(_)) => None,
+                Ok(_) => Some(errno(Ended::Protocol)),
+                Err(ended) => Some(errno(ended)),
+            };
+            if let Some(errno) = failed {
+                fs.state.handles.lock().failed(node, errno);
+            }
+            fs.end_behind(node, &WHOLE);
+        };
+        let op = Op::Setattr { node, handle, set, by };
+        let data = Payload::default();
         self.carrier.submit(Call { op, data, pid: NOBODY.pid, done: Box::new(answered), keep });
     }
 

@@ -27,6 +27,7 @@ use strongroom_protocol::op::Op;
 use strongroom_protocol::reply::{Entry, Outcome, Statfs};
 
 use crate::attr::{self, Owner};
+use crate::behind::Setting;
 use crate::errno::{Ended, errno, of_name};
 use crate::lease::{Asked, Found, Heard, OwnChange, Table, Underway};
 use crate::opening::{self, Submit};
@@ -712,6 +713,11 @@ impl Fs {
             size: change.size,
             atime: change.atime.map(attr::from_kernel),
             mtime: change.mtime.map(attr::from_kernel),
+        };
+        let setting = Setting { set, handle, by: caller.credentials() };
+        let done = match self.set_behind(node, setting, done) {
+            Ok(()) => return,
+            Err(done) => done,
         };
         if set == SetAttr::default() {
             return self.getattr(caller, number, file, done);

@@ -9,7 +9,7 @@ use std::sync::mpsc;
 use fuser::{FopenFlags, RenameFlags};
 use parking_lot::Mutex;
 use strongroom_contracts::Rights;
-use strongroom_protocol::attr::{LockKind, Time};
+use strongroom_protocol::attr::{LockKind, SetTime, Time};
 use strongroom_protocol::hello::GrantInfo;
 use strongroom_protocol::lease::{Lease, LeaseTerms, Note, What};
 use strongroom_protocol::readdir::{self, DirEntry};

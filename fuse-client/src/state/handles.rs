@@ -368,7 +368,8 @@ impl Handles {
     /// nobody has, the next one who does (as by errseq_t in Linux). `false`: nobody hears of it now.
     pub fn failed(&mut self, node: Node, errno: Errno) -> bool {
         let open = self.by_node.get(&node).into_iter().flatten().filter_map(|number| self.open.get(number));
-        let told = open.filter(|file| file.flags.write).map(|file| *file.failure.lock() = Some(errno)).count();
+        let told =
+            open.filter(|file| file.flags.write).map(|file| *file.failure.lock() = Some(errno)).count();
         if told == 0 && self.untold.len() < MOST_UNTOLD {
             self.untold.insert(node, errno);
         }

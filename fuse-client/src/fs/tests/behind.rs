@@ -39,6 +39,15 @@ impl Bench {
         (bench, number, file)
     }
 
+    /// The same, with attributes that are known.
+    fn alone_and_known() -> (Bench, u64, u64) {
+        let (bench, number, file) = Bench::alone();
+        let attrs = later(|done| bench.fs.getattr(ME, number, None, done));
+        bench.let_go(Ok((Outcome::Attr(Attr { size: 100, ..attr(5, libc::S_IFREG | 0o644) }), vec![])));
+        assert!(attrs.try_recv().unwrap().is_ok());
+        (bench, number, file)
+    }
+
     fn write(&self, file: u64, offset: u64) -> Receiver<Result<u32, Errno>> {
         later(|done| self.fs.write(ME, file, offset, b"more", done))
     }
@@ -128,7 +137,7 @@ fn closing_does_not_wait_for_a_little_and_who_opens_next_is_told_of_its_failure(
     assert_eq!(close(file).try_recv(), Ok(Ok(())), "at once");
     let released = later(|done| bench.fs.release(ME, file, None, done));
     let renamed = later(|done| {
-        let root = bench.root(0);
+        let root = bench.root_again();
         bench.fs.rename(ME, (root, b"f"), (root, b"g"), RenameFlags::empty(), done)
     });
     let asked = bench.asked();
@@ -188,4 +197,66 @@ fn appends_synchronous_files_and_what_there_is_no_room_for_are_answered_when_the
     assert!(written.try_recv().is_err(), "less than the margin is left");
     bench.let_go(all_written(4));
     assert_eq!(written.try_recv(), Ok(Ok(4)));
+}
+
+fn at(secs: u64) -> Option<fuser::TimeOrNow> {
+    Some(fuser::TimeOrNow::SpecificTime(std::time::UNIX_EPOCH + std::time::Duration::from_secs(secs)))
+}
+
+#[test]
+fn mode_and_times_of_what_is_being_written_are_changed_behind_it_in_one_request() {
+    let (bench, number, file) = Bench::alone_and_known();
+    let set = |change| later(|done| bench.fs.setattr(ME, number, None, change, done));
+    assert_eq!(bench.write(file, 40).try_recv(), Ok(Ok(4)));
+    let asked = bench.asked();
+    let times = set(Change { mtime: at(77), ..Change::default() }).try_recv().unwrap().unwrap();
+    assert_eq!((times.attr.size, times.ttl), (100, std::time::Duration::ZERO));
+    assert_eq!(times.attr.mtime, std::time::UNIX_EPOCH + std::time::Duration::from_secs(77));
+    let mode = set(Change { mode: Some(0o100640), ..Change::default() }).try_recv().unwrap().unwrap();
+    assert_eq!(mode.attr.perm, 0o640);
+    assert!(set(Change::default()).try_recv().unwrap().is_ok(), "to change nothing is not waited for either");
+    assert_eq!(bench.asked(), asked, "after the write");
+    assert_eq!(later(|done| bench.fs.flush(ME, file, 1, done)).try_recv(), Ok(Ok(())));
+    let attrs = later(|done| bench.fs.getattr(ME, number, None, done));
+    bench.let_go(all_written(4));
+    let last = bench.carrier.asked.lock().last().map(|(op, _)| op.clone());
+    let Some(Op::Setattr { set, .. }) = last else { panic!("{last:?}") };
+    let time = SetTime::At(Time { secs: 77, nanos: 0 });
+    assert_eq!((set.mode, set.mtime, set.atime), (Some(0o640), Some(time), None));
+    assert!(attrs.try_recv().is_err(), "what is told is the gateway's");
+    bench.let_go(Ok((Outcome::Attr(attr(5, libc::S_IFREG | 0o640)), vec![])));
+    assert_eq!(bench.asked(), asked + 1, "its answer has told them");
+    assert_eq!(attrs.try_recv().unwrap().unwrap().attr.perm, 0o640);
+}
+
+#[test]
+fn attributes_that_could_not_be_changed_are_told_of_by_what_comes_next() {
+    let (bench, number, file) = Bench::alone_and_known();
+    let change = Change { mode: Some(0o640), ..Change::default() };
+    assert_eq!(bench.write(file, 4).try_recv(), Ok(Ok(4)));
+    assert!(later(|done| bench.fs.setattr(ME, number, None, change, done)).try_recv().unwrap().is_ok());
+    bench.let_go(all_written(4));
+    bench.let_go(Ok((Outcome::Failed(Failure::Errno(libc::EIO as u16)), vec![])));
+    let synced = later(|done| bench.fs.fsync(ME, file, false, done));
+    assert_eq!(synced.try_recv(), Ok(Err(Errno::EIO)));
+}
+
+#[test]
+fn owners_sizes_and_what_nobody_writes_are_changed_before_the_answer() {
+    let (bench, number, file) = Bench::alone();
+    assert_eq!(bench.write(file, 4).try_recv(), Ok(Ok(4)));
+    for change in [
+        Change { size: Some(1), ..Change::default() },
+        Change { uid: Some(7), ..Change::default() },
+        Change { mode: Some(0o104755), ..Change::default() },
+    ] {
+        assert!(later(|done| bench.fs.setattr(ME, number, None, change, done)).try_recv().is_err());
+    }
+    let (bench, number, file) = Bench::alone();
+    assert_eq!(later(|done| bench.fs.flush(ME, file, 1, done)).try_recv(), Ok(Ok(())));
+    let released = later(|done| bench.fs.release(ME, file, None, done));
+    bench.let_go(Ok((Outcome::Done, vec![])));
+    assert_eq!(released.try_recv(), Ok(Ok(())));
+    let change = Change { mode: Some(0o640), ..Change::default() };
+    assert!(later(|done| bench.fs.setattr(ME, number, None, change, done)).try_recv().is_err());
 }
