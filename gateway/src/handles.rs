@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 use parking_lot::{Mutex, RwLock};
 use strongroom_protocol::attr::{Handle, OpenFlags};
@@ -11,7 +11,7 @@ use strongroom_protocol::reply::Failure;
 
 use crate::gate::refusal::{Checked, Refusal};
 use crate::tree::{Node, Stat};
-use crate::writeback::PORTION;
+use crate::writeback::Portions;
 
 /// That a node is open, or about to be: while this lives, its bytes stay charged even without a name.
 pub(crate) struct Use {
@@ -53,7 +53,8 @@ pub(crate) struct Open {
     pub(crate) seen: AtomicU64,
     /// Where reading of the directory stands; held while entries are read.
     pub(crate) position: Mutex<u64>,
-    appended: AtomicU64,
+    /// What was appended through it.
+    pub(crate) appended: Portions,
     used: Use,
 }
 
@@ -74,15 +75,9 @@ impl Open {
             created,
             seen: AtomicU64::new(seen),
             position: Mutex::new(0),
-            appended: AtomicU64::new(0),
+            appended: Portions::default(),
             used,
         }
-    }
-
-    /// Counts appended bytes; whether another [`PORTION`] is complete.
-    pub(crate) fn appended(&self, count: u64) -> bool {
-        let before = self.appended.fetch_add(count, Ordering::Relaxed);
-        before / PORTION != before.wrapping_add(count) / PORTION
     }
 
     /// The descriptor.

@@ -5,6 +5,7 @@
 //! cached. The gateway's own changes are told apart by the process that made them. Where the kernel does not let the
 //! gateway watch (it needs CAP_SYS_ADMIN), leases are short instead.
 
+use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -42,7 +43,7 @@ struct Seen<'a> {
 }
 
 /// A file handle (name_to_handle_at(2)).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Handle<'a> {
     kind: i32,
     bytes: &'a [u8],
@@ -73,27 +74,36 @@ fn run(engine: &Weak<Shared>, root: &OwnedFd, events: &OwnedFd) {
             continue;
         }
         std::thread::sleep(GATHER);
-        // Nonblocking: until there are no more.
+        // Until what has gathered is read, not until there is nothing more: others may go on and on.
         while let Ok(length) = rustix::io::read(events, &mut buffer) {
-            if length == 0 {
-                break;
-            }
+            let mut strangers = HashSet::new();
             for seen in parse(buffer.get(..length).unwrap_or_default(), own) {
-                tell(&shared, root, &seen);
+                tell(&shared, root, &seen, &mut strangers);
+            }
+            if length < BUFFER / 2 {
+                break;
             }
         }
     }
 }
 
-fn tell(shared: &Shared, root: &OwnedFd, seen: &Seen<'_>) {
+/// `strangers`: objects that the gateway was found not to know, in the same batch of events.
+fn tell<'a>(shared: &Shared, root: &OwnedFd, seen: &Seen<'a>, strangers: &mut HashSet<Handle<'a>>) {
     if seen.mask & libc::FAN_Q_OVERFLOW != 0 {
         // Whatever it was is unknown.
         shared.lessees.all().iter().for_each(|lessee| lessee.recall_everything());
         return;
     }
-    let node = |handle: Handle<'_>| -> Option<Arc<Node>> {
-        let fd = sys::open_by_handle(root.as_fd(), handle.kind, handle.bytes).ok()?;
-        shared.tree.known(&Stat::of(&fd).ok()?)
+    let mut node = |handle: Handle<'a>| -> Option<Arc<Node>> {
+        if strangers.contains(&handle) {
+            return None;
+        }
+        let opened = sys::open_by_handle(root.as_fd(), handle.kind, handle.bytes);
+        let known = opened.ok().and_then(|fd| shared.tree.known(&Stat::of(&fd).ok()?));
+        if known.is_none() {
+            strangers.insert(handle);
+        }
+        known
     };
     const NAMES: u64 = libc::FAN_CREATE | libc::FAN_DELETE | libc::FAN_MOVED_FROM | libc::FAN_MOVED_TO;
     if seen.mask & NAMES != 0
