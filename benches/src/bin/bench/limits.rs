@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use strongroom_benches::statistics::median;
+use strongroom_channel::{ClientTls, Frame, Peer, ServerTls, Socket};
+use strongroom_contracts::SecretKey;
+use strongroom_protocol::frame::MAX_DATA;
 
 use crate::conductor::check_interrupted;
 use crate::house::{ECHO_PORT, House};
@@ -24,11 +27,14 @@ const SYNCS: u64 = 200;
 /// First byte of a connection: what it is for.
 const STREAM: u8 = b's';
 const ECHO: u8 = b'e';
+const CHANNEL: u8 = b'c';
+const ALPN: &[u8] = b"bench";
 
 /// What [`call`] found out.
 #[derive(Debug, Serialize, Deserialize)]
 struct Wire {
     mib_per_second: f64,
+    channel_mib_per_second: f64,
     round_trip_us: f64,
 }
 
@@ -39,6 +45,7 @@ pub(crate) fn measure(house: &House, seconds: u64) -> Result<Limits> {
     check_interrupted()?;
     Ok(Limits {
         tcp_mib_per_second: wire.mib_per_second,
+        channel_mib_per_second: wire.channel_mib_per_second,
         tcp_round_trip_us: wire.round_trip_us,
         fsyncs_per_second: syncs(house).context("cannot measure the disk")?,
         fuse_request_us: None,
@@ -89,14 +96,14 @@ fn syncs(house: &House) -> Result<f64> {
     Ok(rate)
 }
 
-/// In the storage guest: serve two connections.
+/// In the storage guest: serve three connections.
 pub(crate) fn echo() -> Result<()> {
     let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, ECHO_PORT));
     let listener = TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
     let mut output = std::io::stdout();
     output.write_all(b"ready\n")?;
     output.flush()?;
-    for _ in 0..2 {
+    for _ in 0..3 {
         let (mut stream, _) = listener.accept()?;
         prepare(&stream)?;
         let mut purpose = [0];
@@ -105,6 +112,8 @@ pub(crate) fn echo() -> Result<()> {
         if purpose == [STREAM] {
             while stream.read(&mut buffer)? > 0 {}
             stream.write_all(&purpose)?;
+        } else if purpose == [CHANNEL] {
+            send_frames(stream)?;
         } else {
             let message = buffer.get_mut(..MESSAGE).context("no buffer")?;
             while stream.read_exact(message).is_ok() {
@@ -117,7 +126,11 @@ pub(crate) fn echo() -> Result<()> {
 
 /// In the app guest: measure a stream and round trips to [`echo`], and print them.
 pub(crate) fn call(seconds: u64) -> Result<()> {
-    let wire = Wire { mib_per_second: stream(seconds)?, round_trip_us: round_trips()? };
+    let wire = Wire {
+        mib_per_second: stream(seconds)?,
+        channel_mib_per_second: frames(seconds)?,
+        round_trip_us: round_trips()?,
+    };
     serde_json::to_writer(std::io::stdout(), &wire)?;
     Ok(())
 }
@@ -150,6 +163,38 @@ fn stream(seconds: u64) -> Result<f64> {
     // The last byte counts when it has arrived.
     stream.read_exact(&mut [0])?;
     Ok(f64::from(mib) / begun.elapsed().as_secs_f64())
+}
+
+/// Encrypted frames of 1 MiB, as the gateway answers reads, from memory that is in the cache; until nobody takes them.
+fn send_frames(mut stream: TcpStream) -> Result<()> {
+    let key = SecretKey::generate()?;
+    stream.write_all(format!("{}\n", key.public()).as_bytes())?;
+    let tls = ServerTls::new(&key, &[ALPN])?;
+    let channel = tls.accept(Socket::Tcp(stream), PATIENCE)?;
+    let data = vec![0; MAX_DATA];
+    while channel.sender.send(&[1], &data).is_ok() {}
+    Ok(())
+}
+
+fn frames(seconds: u64) -> Result<f64> {
+    let mut stream = connect(CHANNEL)?;
+    let mut key = vec![];
+    let mut byte = [0];
+    while byte != *b"\n" {
+        stream.read_exact(&mut byte)?;
+        key.extend(byte);
+    }
+    let peer = Peer::Key(std::str::from_utf8(&key)?.trim().parse()?);
+    let tls = ClientTls::new(&SecretKey::generate()?, peer, ALPN)?;
+    let mut channel = tls.handshake(Socket::Tcp(stream), PATIENCE)?;
+    let mut frame = Frame::new();
+    let begun = Instant::now();
+    let mut bytes = 0;
+    while begun.elapsed() < Duration::from_secs(seconds) && channel.receiver.recv(&mut frame)? {
+        bytes += frame.data().len();
+    }
+    channel.closer.close();
+    Ok(bytes as f64 / f64::from(1 << 20) / begun.elapsed().as_secs_f64())
 }
 
 fn round_trips() -> Result<f64> {

@@ -43,8 +43,9 @@ pub(crate) fn conditions(results: &Results) -> String {
     }
     let _ = write!(
         text,
-        "\nlimits: TCP between guests {} MiB/s, round trip {:.0} us, disk {} syncs/s",
+        "\nlimits: TCP between guests {} MiB/s, encrypted frames {} MiB/s, round trip {:.0} us, disk {} syncs/s",
         number(limits.tcp_mib_per_second),
+        number(limits.channel_mib_per_second),
         limits.tcp_round_trip_us,
         number(limits.fsyncs_per_second)
     );
@@ -240,6 +241,7 @@ pub(crate) mod tests {
         let options = <Options as clap::Parser>::parse_from(["bench", "--quick"]);
         let limits = Limits {
             tcp_mib_per_second: 1.0,
+            channel_mib_per_second: 1.0,
             tcp_round_trip_us: 1.0,
             fsyncs_per_second: 1.0,
             fuse_request_us: None,

@@ -20,6 +20,8 @@ use crate::wire::Cost;
 pub(crate) struct Limits {
     /// One TCP stream between the guests.
     pub(crate) tcp_mib_per_second: f64,
+    /// One connection of the channel: the same, encrypted, in frames of 1 MiB.
+    pub(crate) channel_mib_per_second: f64,
     /// 128 bytes there and back, median.
     pub(crate) tcp_round_trip_us: f64,
     /// 4 KiB appended and synced on the disk below the data root.
