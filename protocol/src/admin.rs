@@ -391,6 +391,8 @@ pub struct BlastInfo {
     pub last: u64,
     /// Who has read it since, and when first (Unix seconds).
     pub readers: Vec<(String, u64)>,
+    /// Who was only sent it ahead of its users, and when first: they may have read it.
+    pub sent_ahead: Vec<(String, u64)>,
 }
 
 /// One thing that happened to a path.

@@ -29,22 +29,29 @@ impl Blast {
         let since = now.saturating_sub(self.since);
         let list = client.blast(&self.application, since).map_err(gateway_failure)?;
         let text = |path: &[u8]| tame(&String::from_utf8_lossy(path));
-        let mut table = Table::new(context.style, &["PATH", "WHAT", "LAST", "READ SINCE BY"]);
+        let names = |list: &[(String, u64)]| {
+            let named =
+                |(name, at): &(String, u64)| format!("{} ({})", tame(name), context.clock.relative(*at));
+            list.iter().map(named).collect::<Vec<_>>().join(", ")
+        };
+        let mut table =
+            Table::new(context.style, &["PATH", "WHAT", "LAST", "READ SINCE BY", "SENT AHEAD TO"]);
         for item in &list {
-            let readers = item.readers.iter();
-            let readers =
-                readers.map(|(name, at)| format!("{} ({})", tame(name), context.clock.relative(*at)));
             table.row([
                 text(&item.path),
                 item.what.join(", "),
                 context.clock.relative(item.last),
-                readers.collect::<Vec<_>>().join(", "),
+                names(&item.readers),
+                names(&item.sent_ahead),
             ]);
         }
         let human = if list.is_empty() {
             format!("{} touched nothing in that time\n", self.application)
         } else {
             format!("{}{}\n", table.render(""), count(list.len() as u64, "path", "paths"))
+        };
+        let readers = |list: &[(String, u64)]| -> Vec<Value> {
+            list.iter().map(|(name, at)| json!({ "application": name, "at": at })).collect()
         };
         let json: Vec<Value> = list
             .iter()
@@ -53,7 +60,8 @@ impl Blast {
                     "path": text(&item.path),
                     "what": item.what,
                     "last": item.last,
-                    "readers": item.readers.iter().map(|(name, at)| json!({ "application": name, "at": at })).collect::<Vec<_>>(),
+                    "readers": readers(&item.readers),
+                    "sent_ahead": readers(&item.sent_ahead),
                 })
             })
             .collect();

@@ -143,7 +143,9 @@ impl Undo {
         if restored > MOST_LISTED {
             human += &format!("restored … and {} more (all with --json)\n", restored - MOST_LISTED);
         }
-        human += &if items.is_empty() {
+        human += &if items.is_empty() && progress.expired {
+            format!("what {} changed there cannot be taken back any more\n", self.application)
+        } else if items.is_empty() {
             format!("{} changed nothing there that is still to be taken back\n", self.application)
         } else {
             let would = if self.dry_run { "would be " } else { "" };
@@ -183,7 +185,12 @@ impl Undo {
             report =
                 report.note(format!("to take this back: contract undo {} --undo {run}", self.application));
         }
-        report.exit(if failed > 0 { Exit::Other } else { Exit::Done })
+        let none_left = progress.expired && expired == items.len();
+        report.exit(match (failed, none_left) {
+            (0, false) => Exit::Done,
+            (0, true) => Exit::NotFound,
+            _ => Exit::Other,
+        })
     }
 }
 

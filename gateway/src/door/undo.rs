@@ -126,10 +126,15 @@ fn blast(gateway: &Gateway, past: &mut Past, application: Application, since: u6
             path: item.path.clone(),
             what: item.what.clone(),
             last: item.last_us / 1_000_000,
-            readers: item.readers.iter().map(|(name, at)| (name.clone(), at / 1_000_000)).collect(),
+            readers: in_seconds(&item.readers),
+            sent_ahead: in_seconds(&item.sent_ahead),
         })
         .collect();
     Ok((AdminAnswer::Blast { total: list.len() as u64 }, page(&told)?))
+}
+
+fn in_seconds(list: &[(String, u64)]) -> Vec<(String, u64)> {
+    list.iter().map(|(name, at_us)| (name.clone(), at_us / 1_000_000)).collect()
 }
 
 fn history(gateway: &Gateway, past: &mut Past, path: DataPath, from: u64) -> Answer {

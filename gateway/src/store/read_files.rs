@@ -36,7 +36,7 @@ pub(crate) fn read_file(
     if size > LONGEST.min(u64::from(longest)) || bytes.len() + OVERHEAD + size as usize > most {
         return Ok(());
     }
-    permit.undo().reading(node);
+    permit.undo().sending_ahead(node);
     let begin = bytes.len();
     push_head(bytes, position, &permit.show(&stat), size as u32).map_err(|_| Refusal::errno(Errno::IO))?;
     let from = bytes.len();

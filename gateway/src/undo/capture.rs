@@ -41,6 +41,8 @@ pub(crate) struct Capture<'a> {
 pub(crate) struct Making<'a> {
     capture: Capture<'a>,
     seq: u64,
+    /// The record tells what gets the name.
+    told: bool,
 }
 
 impl<'a> Capture<'a> {
@@ -317,6 +319,27 @@ impl<'a> Capture<'a> {
 
     /// A new name is about to be made in a directory.
     pub(crate) fn making(&self, dir: &Node, fd: &OwnedFd, name: &[u8]) -> Checked<Option<Making<'a>>> {
+        self.naming(dir, fd, name, None)
+    }
+
+    /// An object that is there already is about to get a name, by an undo.
+    pub(crate) fn returning(
+        &self,
+        object: Object,
+        dir: &Node,
+        fd: &OwnedFd,
+        name: &[u8],
+    ) -> Checked<Option<Making<'a>>> {
+        self.naming(dir, fd, name, Some(object))
+    }
+
+    fn naming(
+        &self,
+        dir: &Node,
+        fd: &OwnedFd,
+        name: &[u8],
+        object: Option<Object>,
+    ) -> Checked<Option<Making<'a>>> {
         let Some((undo, actor)) = self.room.filter(|_| self.window > 0) else { return Ok(None) };
         if Stat::at(fd, name).is_ok() {
             // It will be refused. After a kill, what has the name then must not be taken for what was made.
@@ -325,11 +348,15 @@ impl<'a> Capture<'a> {
         let mut records = self.touch(undo, actor, dir, Sides::ENTRIES, || Ok(Stat::of(fd)?))?;
         undo.room(actor, 0)?;
         let at = At { dir: Object::of(dir), name: name.to_vec() };
-        let record = self.record(undo, 0, What::Making { at, after: crate::engine::born_now() });
+        let what = match object {
+            None => What::Making { at, after: crate::engine::born_now() },
+            Some(object) => What::Returned { object, at },
+        };
+        let record = self.record(undo, 0, what);
         let seq = record.seq;
         records.push(record);
         self.write_names(undo, actor, dir, records)?;
-        Ok(Some(Making { capture: *self, seq }))
+        Ok(Some(Making { capture: *self, seq, told: object.is_some() }))
     }
 
     fn write_names(&self, undo: &Undo, actor: &Actor, dir: &Node, records: Vec<Record>) -> Checked<()> {
@@ -556,18 +583,27 @@ impl<'a> Capture<'a> {
 
     /// An object is read: if somebody else changed it lately, that is worth a note.
     pub(crate) fn reading(&self, node: &Node) {
+        self.note_reading(node, false);
+    }
+
+    /// An object's contents are sent before anybody asks for them: whether they are looked at, nobody hears.
+    pub(crate) fn sending_ahead(&self, node: &Node) {
+        self.note_reading(node, true);
+    }
+
+    fn note_reading(&self, node: &Node, ahead: bool) {
         let Some((undo, actor)) = self.room else { return };
         let object = Object::of(node);
-        let Some(writer) = undo.marks.read(object, actor.number).and_then(|number| undo.writer_of(number))
-        else {
-            return;
-        };
+        let writer = undo.marks.read(object, actor.number, ahead);
+        let Some(writer) = writer.and_then(|number| undo.writer_of(number)) else { return };
         if writer.application == actor.writer.application {
             return;
         }
         let mut records = vec![];
         let noted = self.places(undo, actor, node, &mut records).and_then(|()| {
-            let what = What::Read { object, written_by: writer.application.clone() };
+            let written_by = writer.application.clone();
+            let what =
+                if ahead { What::Sent { object, written_by } } else { What::Read { object, written_by } };
             records.push(Record { window: 0, ..self.record(undo, 0, what) });
             Ok(undo.append(actor, records)?)
         });
@@ -581,7 +617,9 @@ impl Making<'_> {
     pub(crate) fn made(self, stat: &Stat) {
         let Some((undo, actor)) = self.capture.room else { return };
         let object = Object::told(stat);
-        undo.later(actor, What::Made { making: self.seq, object });
+        if !self.told {
+            undo.later(actor, What::Made { making: self.seq, object });
+        }
         // All of it is the writer's own until the interval ends.
         let noted = self.capture.mark(undo, actor, object, |mark, segment| {
             mark.sides = Sides::ALL;

@@ -11,7 +11,8 @@ use parking_lot::Mutex;
 use rustix::fs::{OFlags, ftruncate};
 use rustix::io::Errno;
 
-use super::carry::{Authority, Carry, replace_all, words};
+use super::authority::Authority;
+use super::carry::{Carry, replace_all, words};
 use super::place::Spot;
 use super::plan::Verdict;
 use super::record::{Object, Saved, Sides, What};

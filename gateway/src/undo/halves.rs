@@ -116,6 +116,7 @@ impl Replacing<'_> {
                 What::Making { at, .. } => named(at),
                 What::Linked { object, at }
                 | What::Removed { object, at, .. }
+                | What::Returned { object, at }
                 | What::Beside { object, at, .. } => about(object) || named(at),
                 What::Renamed { object, from, to, .. } => about(object) || named(from) || named(to),
                 What::Exchanged { one, from, other, to } => {

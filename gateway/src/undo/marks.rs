@@ -29,7 +29,8 @@ pub(super) struct Mark {
     /// A clone of it was saved.
     pub(super) cloned: bool,
     saved: Vec<(u64, u64)>,
-    readers: Vec<u32>,
+    /// Who has read it, and who was only sent it ahead.
+    readers: Vec<(u32, bool)>,
     /// The number of the last record about it.
     pub(super) last: u64,
 }
@@ -68,16 +69,18 @@ impl Marks {
         work(mark)
     }
 
-    /// Notes that somebody reads an object. Returns the writer if it is another and this was not noted before.
-    pub(super) fn read(&self, object: Object, reader: u32) -> Option<u32> {
+    /// Notes that somebody reads an object, or is sent it ahead. Returns the writer if it is another and this, or more, was
+    /// not noted before.
+    pub(super) fn read(&self, object: Object, reader: u32, ahead: bool) -> Option<u32> {
         let mut shard = self.shard(object).lock();
         let mark = shard.get_mut(&object)?;
         let news = mark.writer != reader
             && mark.sides.has(Sides::CONTENT)
             && mark.readers.len() < MOST_READERS
-            && !mark.readers.contains(&reader);
+            && !mark.readers.contains(&(reader, false))
+            && !(ahead && mark.readers.contains(&(reader, true)));
         if news {
-            mark.readers.push(reader);
+            mark.readers.push((reader, ahead));
         }
         news.then_some(mark.writer)
     }
@@ -195,11 +198,15 @@ mod tests {
     #[test]
     fn each_reader_is_told_once() {
         let marks = Marks::new(128);
-        assert_eq!(marks.read(ONE, 2), None);
+        assert_eq!(marks.read(ONE, 2, false), None);
         marks.of(ONE, 1, 1, |mark| mark.sides = Sides::CONTENT);
-        assert_eq!(marks.read(ONE, 1), None);
-        assert_eq!(marks.read(ONE, 2), Some(1));
-        assert_eq!(marks.read(ONE, 2), None);
-        assert_eq!(marks.read(ONE, 3), Some(1));
+        assert_eq!(marks.read(ONE, 1, false), None);
+        assert_eq!(marks.read(ONE, 2, false), Some(1));
+        assert_eq!(marks.read(ONE, 2, false), None);
+        assert_eq!(marks.read(ONE, 2, true), None);
+        assert_eq!(marks.read(ONE, 3, true), Some(1));
+        assert_eq!(marks.read(ONE, 3, true), None);
+        assert_eq!(marks.read(ONE, 3, false), Some(1));
+        assert_eq!(marks.read(ONE, 3, false), None);
     }
 }

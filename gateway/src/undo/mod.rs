@@ -3,11 +3,14 @@
 //!
 //! Every function of the store that changes something tells the [`Capture`] of its permit before it does. Rooms:
 //! [`log`] (records, by application), [`vault`] (what is kept), [`marks`] (what is saved already), [`capture`],
-//! [`plan`], [`carry`] and [`contents`] (undoing), [`halves`] (after a kill), [`expire`] (forgetting), [`past`] (history, old versions, who read what).
+//! [`plan`], [`carry`], [`names`], [`contents`], [`attributes`], [`beside`] and [`authority`] (undoing), [`halves`] (after a kill), [`expire`] (forgetting), [`past`] (history, old versions, who read what).
 //!
 //! What is promised: a change that reached the data has its record and its pre-image, whatever becomes of the process;
 //! after a loss of power, a change that a guest has synced has them (`docs/adr/0013-undo-log.md`).
 
+mod attributes;
+mod authority;
+mod beside;
 pub(crate) mod capture;
 pub(crate) mod carry;
 mod contents;
@@ -16,6 +19,7 @@ mod expire;
 mod halves;
 mod log;
 mod marks;
+mod names;
 mod past;
 mod place;
 pub(crate) mod plan;

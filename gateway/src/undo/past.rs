@@ -43,6 +43,8 @@ pub struct BlastItem {
     pub last_us: u64,
     /// Who read it since, and when first.
     pub readers: Vec<(String, u64)>,
+    /// Whose client asked for it ahead of its users, and when first: they may have read it, which nobody heard of.
+    pub sent_ahead: Vec<(String, u64)>,
 }
 
 /// What stood in the way of an old version.
@@ -124,7 +126,11 @@ impl Undo {
                 continue;
             }
             match &told.record.what {
-                What::Making { at, .. } | What::Linked { at, .. } if named(at) => object = None,
+                What::Making { at, .. } | What::Returned { at, .. } | What::Linked { at, .. }
+                    if named(at) =>
+                {
+                    object = None;
+                }
                 What::Removed { object: old, at, .. } if named(at) => object = Some(*old),
                 What::Renamed { object: moved, from, .. } if named(from) => object = Some(*moved),
                 What::Renamed { to, replaced, .. } if named(to) => object = *replaced,
@@ -175,7 +181,7 @@ impl Undo {
         for told in &story.all {
             match &told.record.what {
                 What::Making { at, .. } if named(at) => objects.extend(story.made.get(&told.record.seq)),
-                What::Removed { object, at, .. } if named(at) => {
+                What::Removed { object, at, .. } | What::Returned { object, at } if named(at) => {
                     objects.insert(*object);
                 }
                 What::Renamed { to, replaced: Some(object), .. } if named(to) => {
@@ -256,7 +262,11 @@ impl Undo {
             }
         }
         for told in &story.all {
-            let What::Read { object, written_by } = &told.record.what else { continue };
+            let (object, written_by, ahead) = match &told.record.what {
+                What::Read { object, written_by } => (object, written_by, false),
+                What::Sent { object, written_by } => (object, written_by, true),
+                _ => continue,
+            };
             if written_by != application || told.record.seq < since_us {
                 continue;
             }
@@ -268,9 +278,14 @@ impl Undo {
                 what: vec!["written".into()],
                 ..BlastItem::default()
             });
-            if !item.readers.iter().any(|(reader, _)| **reader == *told.application) {
-                item.readers.push((told.application.to_string(), told.record.seq));
+            let list = if ahead { &mut item.sent_ahead } else { &mut item.readers };
+            if !list.iter().any(|(reader, _)| **reader == *told.application) {
+                list.push((told.application.to_string(), told.record.seq));
             }
+        }
+        for BlastItem { readers, sent_ahead, .. } in items.values_mut() {
+            // Whoever has read it for certain need not be told as one who may have.
+            sent_ahead.retain(|(name, _)| !readers.iter().any(|(reader, _)| reader == name));
         }
         Ok(items.into_values().collect())
     }
@@ -320,6 +335,7 @@ fn describe(
     let path = |at: &At| String::from_utf8_lossy(&story.places.path(tree, at)).into_owned();
     Some(match &told.record.what {
         What::Making { at, .. } if named(at) => "created".into(),
+        What::Returned { at, .. } if named(at) => "brought back".into(),
         What::Linked { object, at } if named(at) || objects.contains(object) => {
             format!("linked as {}", path(at))
         }
@@ -345,6 +361,9 @@ fn describe(
         }
         What::Read { object, written_by } if objects.contains(object) => {
             format!("read after {written_by} wrote it")
+        }
+        What::Sent { object, written_by } if objects.contains(object) => {
+            format!("sent ahead after {written_by} wrote it")
         }
         _ => return None,
     })

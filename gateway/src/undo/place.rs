@@ -43,7 +43,10 @@ impl Places {
     /// Takes notice of a record; they come in their order.
     pub(super) fn follow(&mut self, application: &Arc<str>, seq: u64, what: &What) {
         match what {
-            What::Place { object, at } | What::Linked { object, at } | What::Beside { object, at, .. } => {
+            What::Place { object, at }
+            | What::Linked { object, at }
+            | What::Returned { object, at }
+            | What::Beside { object, at, .. } => {
                 self.add(*object, Spot::At(at.clone()));
             }
             What::Making { at, .. } => {

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use rustix::io::Errno;
+use strongroom_contracts::armour::rfc3339;
 
 use super::place::Places;
 use super::record::{Object, Record, Sides, What};
@@ -54,7 +55,8 @@ pub enum UndoError {
     Unknown(String),
     /// All of it is forgotten.
     #[error(
-        "the changes of `{application}` from that time cannot be taken back any more: its log begins at {begins_us}"
+        "the changes of `{application}` from that time cannot be taken back any more: its log begins at {}",
+        rfc3339(.begins_us / 1_000_000)
     )]
     Expired {
         /// Whose.
@@ -155,6 +157,9 @@ impl Story {
                 What::Made { making, object } => {
                     story.made.insert(*making, *object);
                 }
+                What::Returned { object, .. } => {
+                    story.made.insert(told.record.seq, *object);
+                }
                 _ => {}
             }
         }
@@ -229,6 +234,8 @@ pub(super) struct Plan {
     pub(super) passing: HashSet<Object>,
     /// Steps that this undo took before it was interrupted.
     pub(super) done: HashSet<u64>,
+    /// What was changed in that time, and nothing of it is kept any more: places in `story.all`.
+    pub(super) gone: Vec<usize>,
     /// Log segments from before are gone.
     pub(super) expired: bool,
 }
@@ -240,9 +247,12 @@ impl Filter {
     }
 
     fn selects(&self, told: &Told) -> bool {
+        told.record.window > 0 && self.is_about(told)
+    }
+
+    fn is_about(&self, told: &Told) -> bool {
         *self.application == *told.application
             && (self.since_us..=self.until_us).contains(&told.record.seq)
-            && told.record.window > 0
             && self.contract.is_none_or(|id| told.ids.contains(&id))
             && self.below.is_none_or(|below| told.generation < below)
     }
@@ -259,20 +269,19 @@ pub(super) fn plan(undo: &Undo, tree: &Tree, filter: &Filter, run: [u8; 16]) -> 
     let forgotten = log.forgotten.load(std::sync::atomic::Ordering::Relaxed);
     let story = Story::read(undo, filter.since_us)?;
     let (done, undone) = story.done(run);
-    let chosen = |told: &Told| {
-        let seq = told.record.seq;
-        filter.selects(told) && !story.void.contains(&seq)
+    let concerns = |told: &Told| {
+        !story.void.contains(&told.record.seq) && filter.is_about(told) && within(&story, tree, filter, told)
     };
-    let concerned: Vec<usize> = story
-        .all
-        .iter()
-        .enumerate()
-        .rev()
-        .filter(|(_, told)| chosen(told) && within(&story, tree, filter, told))
-        .map(|(place, _)| place)
-        .collect();
+    let all = story.all.iter().enumerate().rev().filter(|(_, told)| concerns(told));
+    let (concerned, stripped): (Vec<_>, Vec<_>) = all.partition(|(_, told)| told.record.window > 0);
+    let places = |list: Vec<(usize, &Told)>| list.into_iter().map(|(place, _)| place).collect::<Vec<_>>();
+    let (concerned, mut gone) = (places(concerned), places(stripped));
     let is_open =
         |place: &usize| story.all.get(*place).is_some_and(|told| !undone.contains(&told.record.seq));
+    // Later ones are of grants without a window: nothing was ever kept of those.
+    gone.retain(|place| {
+        is_open(place) && story.all.get(*place).is_some_and(|told| told.record.seq <= forgotten)
+    });
     let steps: Vec<usize> = concerned.iter().copied().filter(is_open).collect();
     let expired = forgotten >= filter.since_us && forgotten > 0;
     if steps.is_empty() && expired && filter.until_us <= forgotten {
@@ -282,7 +291,7 @@ pub(super) fn plan(undo: &Undo, tree: &Tree, filter: &Filter, run: [u8; 16]) -> 
     let mut passing = passing(&story, &concerned, &conflicts);
     // A former undo may have brought some back.
     passing.retain(|object| story.places.find(tree, *object).is_err());
-    Ok(Plan { story, steps, conflicts, passing, done, expired })
+    Ok(Plan { story, steps, conflicts, passing, done, gone, expired })
 }
 
 /// Whether a record is about something at or below the path that is asked for.
@@ -294,9 +303,10 @@ fn within(story: &Story, tree: &Tree, filter: &Filter, told: &Told) -> bool {
     };
     let at = |at| below(&story.places.path(tree, at));
     match &told.record.what {
-        What::Making { at: place, .. } | What::Linked { at: place, .. } | What::Removed { at: place, .. } => {
-            at(place)
-        }
+        What::Making { at: place, .. }
+        | What::Returned { at: place, .. }
+        | What::Linked { at: place, .. }
+        | What::Removed { at: place, .. } => at(place),
         What::Renamed { from, to, .. } | What::Exchanged { from, to, .. } => at(from) || at(to),
         What::Changed { object, .. } | What::Xattr { object, .. } => {
             story.places.object_path(tree, *object).is_some_and(|path| below(&path))
@@ -318,7 +328,9 @@ fn conflicts(story: &Story, filter: &Filter, steps: &[usize]) -> HashMap<Object,
     let chosen: HashSet<usize> = steps.iter().copied().collect();
     for told in steps.iter().filter_map(|place| story.all.get(*place)) {
         let touched = match &told.record.what {
-            What::Making { .. } => story.made.get(&told.record.seq).map(|object| (*object, Sides::ALL)),
+            What::Making { .. } | What::Returned { .. } => {
+                story.made.get(&told.record.seq).map(|object| (*object, Sides::ALL))
+            }
             other => sides_of(other),
         };
         let Some((object, sides)) = touched else { continue };
@@ -335,7 +347,11 @@ fn conflicts(story: &Story, filter: &Filter, steps: &[usize]) -> HashMap<Object,
     };
     let mut found: HashMap<Object, (Sides, String)> = HashMap::new();
     for (place, told) in story.all.iter().enumerate() {
-        let Some((object, sides)) = sides_of(&told.record.what) else { continue };
+        let Some((object, mut sides)) = sides_of(&told.record.what) else { continue };
+        if sides.has(Sides::CONTENT) || sides.has(Sides::ENTRIES) {
+            // Whoever changes these changes the time of change: it is theirs, too.
+            sides = sides.with(Sides::TIMES);
+        }
         if chosen.contains(&place) || story.void.contains(&told.record.seq) {
             continue;
         }
@@ -365,7 +381,7 @@ fn passing(story: &Story, steps: &[usize], conflicts: &HashMap<Object, (Sides, S
     let mut made = HashSet::new();
     for told in steps.iter().filter_map(|place| story.all.get(*place)) {
         match &told.record.what {
-            What::Making { .. } => {
+            What::Making { .. } | What::Returned { .. } => {
                 if let Some(object) = story.made.get(&told.record.seq) {
                     made.insert(*object);
                     *names.entry(*object).or_default() += 1;
@@ -393,7 +409,9 @@ fn passing(story: &Story, steps: &[usize], conflicts: &HashMap<Object, (Sides, S
                     }
                     continue;
                 }
-                What::Making { at, .. } => (story.made.get(&told.record.seq), [Some(at), None]),
+                What::Making { at, .. } | What::Returned { at, .. } => {
+                    (story.made.get(&told.record.seq), [Some(at), None])
+                }
                 What::Linked { object, at } | What::Removed { object, at, .. } => {
                     (Some(object), [Some(at), None])
                 }

@@ -133,6 +133,11 @@ pub(crate) enum What {
     Done { record: u64 },
     /// An object that the undo put beside what had its name; the other is kept as it is.
     Beside { object: Object, at: At, of: Object },
+    /// An undo is about to give an object that is there already this name: one from the vault, or an old version. Not a
+    /// `Making`, which is told by a time of birth where a kill came before its `Made`.
+    Returned { object: Object, at: At },
+    /// An object that another application had changed was sent to a client that asks ahead of its users.
+    Sent { object: Object, written_by: String },
 }
 
 /// One record.

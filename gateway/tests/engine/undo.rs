@@ -180,6 +180,18 @@ fn renaming() {
 }
 
 #[test]
+fn exchanging_files_and_directories() {
+    taken_back(|guest| {
+        let (root, a, b) = (guest.root(0), guest.node(0, "a"), guest.node(0, "b"));
+        assert_eq!(guest.rename((a, "one"), (b, "three"), RenameMode::Exchange), Outcome::Done);
+        write_to(guest, "a/one", 0, b"THREE");
+        assert_eq!(guest.rename((a, "two"), (a, "big"), RenameMode::Exchange), Outcome::Done);
+        assert_eq!(guest.rename((root, "a"), (root, "b"), RenameMode::Exchange), Outcome::Done);
+        assert_eq!(guest.unlink(guest.node(0, "b"), "two"), Outcome::Done);
+    });
+}
+
+#[test]
 fn renaming_what_is_refused() {
     taken_back(|guest| {
         let (root, a, b) = (guest.root(0), guest.node(0, "a"), guest.node(0, "b"));
@@ -241,11 +253,19 @@ fn allocating_punching_shifting() {
         let fallocate = |mode: i32, offset: u64, length: u64| {
             let op = Op::Fallocate { handle, mode: mode as u32, offset, length };
             let outcome = guest.ask(&op);
-            // Not every file system can do everything.
-            assert!(matches!(outcome, Outcome::Done) || outcome == errno(libc::EOPNOTSUPP), "{outcome:?}");
+            // Not every file system can do everything; what this one can is to be done.
+            let beside = tempfile::tempfile().unwrap();
+            beside.set_len(700_000).unwrap();
+            let flags = rustix::fs::FallocateFlags::from_bits_retain(mode as u32);
+            let expected = match rustix::fs::fallocate(&beside, flags, offset, length) {
+                Ok(()) => Outcome::Done,
+                Err(error) => errno(error.raw_os_error()),
+            };
+            assert_eq!(outcome, expected, "{mode:#x}");
         };
         fallocate(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, 5000, 20_000);
         fallocate(libc::FALLOC_FL_ZERO_RANGE, 100, 50);
+        fallocate(libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE, 600_000, 300_000);
         fallocate(libc::FALLOC_FL_COLLAPSE_RANGE, 4096, 8192);
         fallocate(libc::FALLOC_FL_INSERT_RANGE, 8192, 4096);
         fallocate(0, 650_000, 200_000);
@@ -564,6 +584,8 @@ fn what_is_over_its_window_is_forgotten() {
     populate(&world);
     let since = world.now();
     let guest = world.guest("mail", 1, 86_400);
+    // What happened stays on record for as long as somebody may need it to find conflicts.
+    world.guest("office", 2, WINDOW).session.close();
     rewrite(&guest, "a/big", b"short");
     assert_eq!(guest.unlink(guest.node(0, "a"), "two"), Outcome::Done);
     assert_eq!(guest.unlink(guest.node(0, "b"), "hard"), Outcome::Done);
@@ -577,18 +599,27 @@ fn what_is_over_its_window_is_forgotten() {
     world.engine.expire_undo().unwrap();
     assert_eq!(size_of(&world.vault().join("kept/mail")), 0);
     assert_eq!(std::fs::metadata(world.path("users/a/one")).unwrap().len(), 14);
-    // What is younger can still be taken back.
+    // What is younger can still be taken back; of the rest it is told for each path that it cannot.
+    let dry = world.undo_by(Filter { application: "mail".into(), since_us: since, ..all() }, true).1;
     let items = world.undo("mail", since);
-    assert_eq!(unrestored(&items), []);
+    assert_eq!(items, dry);
+    let gone = |path: &str| (path.to_owned(), Verdict::Expired);
+    let all_gone = [gone("users/a/big"), gone("users/a/two"), gone("users/b/hard")];
+    assert_eq!(unrestored(&items), all_gone);
     assert_eq!(world.bytes("users/b/three"), b"three");
     assert_eq!(world.bytes("users/a/big"), b"short");
     let old = Filter { application: "mail".into(), since_us: since, until_us: half, ..all() };
     let run = world.engine.begin_undo(old, false).unwrap();
     world.engine.carry_undo(run);
-    let (progress, _) = world.progress(run);
+    let (progress, items) = world.progress(run);
     assert!(progress.expired);
+    assert_eq!(unrestored(&items), all_gone);
     world.clock.forward(8 * 86_400);
     world.engine.expire_undo().unwrap();
+    let run = world.engine.begin_undo(Filter { application: "mail".into(), ..all() }, false).unwrap();
+    world.engine.carry_undo(run);
+    let (progress, items) = world.progress(run);
+    assert!(progress.expired && progress.failed.is_none() && items.is_empty(), "{progress:?} {items:?}");
     assert!(size_of(&world.vault().join("logs/mail")) < 100);
 }
 
@@ -652,6 +683,121 @@ fn who_read_what_was_written() {
         .collect();
     assert_eq!(told, [(&b"users/a/one"[..], vec!["office"]), (&b"users/b/bait"[..], vec!["office"])]);
     assert_eq!(blast[1].what, ["created"]);
+    assert!(blast.iter().all(|item| item.sent_ahead.is_empty()), "{blast:?}");
+}
+
+struct Deaf;
+
+impl strongroom_gateway::engine::Teller for Deaf {
+    fn tell(&self, _: strongroom_protocol::reply::Event, _: Vec<u8>, _: bool) {}
+}
+
+/// What a client asks for before anybody reads it is told apart from what was read; who has read it is not told as one who
+/// only may have.
+#[test]
+fn what_was_sent_ahead_is_told_apart() {
+    let world = Vaulted::new();
+    populate(&world);
+    let since = world.now();
+    let mail = world.guest("mail", 1, WINDOW);
+    let office = world.guest("office", 2, 0);
+    office.session.answer_to(std::sync::Arc::new(Deaf));
+    assert!(matches!(office.ask(&Op::TakeLeases), Outcome::Terms(_)));
+    write_to(&mail, "a/one", 0, b"bad");
+    mail.release(make(&mail, Some("b"), "bait", b"bad"));
+    mail.session.close();
+    let ahead = |paths: &[&str]| {
+        let list: Vec<u8> = paths.iter().flat_map(|path| office.node(0, path).ino.to_le_bytes()).collect();
+        let op = Op::ReadFiles { grant: 0, longest: 1000, max_bytes: 1 << 20 };
+        let (outcome, data) = office.call(&op, &list);
+        assert_eq!(outcome, Outcome::Data);
+        assert_eq!(strongroom_protocol::files::files(&data).count(), paths.len());
+    };
+    // Untouched files are nobody's concern, whoever is sent them.
+    ahead(&["a/one", "b/bait", "b/three"]);
+    let told = || {
+        let names = |list: &[(String, u64)]| list.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+        let blast = world.engine.blast("mail", since).unwrap();
+        let told = |item: &strongroom_gateway::undo::BlastItem| {
+            let path = String::from_utf8(item.path.clone()).unwrap();
+            (path, names(&item.readers), names(&item.sent_ahead))
+        };
+        blast.iter().map(told).collect::<Vec<_>>()
+    };
+    let (one, bait, office_only) =
+        ("users/a/one".to_owned(), "users/b/bait".to_owned(), vec!["office".to_owned()]);
+    assert_eq!(
+        told(),
+        [(one.clone(), vec![], office_only.clone()), (bait.clone(), vec![], office_only.clone())]
+    );
+    // Now somebody reads one of them.
+    let handle = opened(office.open(office.node(0, "a/one"), READ));
+    office.read(handle, 0, 100).unwrap();
+    office.release(handle);
+    assert_eq!(told(), [(one, office_only.clone(), vec![]), (bait, vec![], office_only)]);
+    let history = world.engine.history(b"users/b/bait").unwrap();
+    assert!(history.iter().any(|item| item.what == "sent ahead after mail wrote it"), "{history:?}");
+}
+
+/// What was taken back once is not taken back again: the times, modes and names that came since are others'.
+#[test]
+fn a_second_undo_leaves_what_the_first_has_done() {
+    let world = Vaulted::new();
+    populate(&world);
+    let since = world.now();
+    let of = |generation, id| {
+        let mut one = grant("users", "/Files", Rights::READ_WRITE);
+        one.undo_secs = WINDOW;
+        world.guest_of(&contract_of("mail", id, generation, UndoSpace::default(), vec![one]))
+    };
+    let at = SetTime::At(Time { secs: 1_500_000_000, nanos: 5 });
+    let attacked = of(4, 1);
+    set(&attacked, "a/one", SetAttr { mtime: Some(at), ..SetAttr::default() });
+    set(&attacked, "b/three", SetAttr { mode: Some(0o600), ..SetAttr::default() });
+    attacked.release(make(&attacked, Some("empty"), "ransom", b"pay"));
+    world.clock.forward(15);
+    write_to(&attacked, "a/two", 0, b"damaged");
+    attacked.session.close();
+    let filter = Filter { application: "mail".into(), below: Some(5), since_us: since, ..all() };
+    let (_, items) = world.undo_by(filter.clone(), false);
+    assert_eq!(unrestored(&items), []);
+    assert_eq!(items.len(), 4, "{items:?}");
+    // The user goes on, under the next contract.
+    world.clock.forward(15);
+    let healed = of(5, 2);
+    write_to(&healed, "a/one", 0, b"THE");
+    set(&healed, "a/two", SetAttr { mtime: Some(at), ..SetAttr::default() });
+    healed.release(make(&healed, Some("empty"), "work", b"work"));
+    healed.session.close();
+    let now = world.snapshot();
+    let (_, items) = world.undo_by(filter, false);
+    assert_eq!(items, []);
+    assert_eq!(world.snapshot(), now);
+}
+
+/// Who changes contents changes the time of change: it is theirs, also where only the time had been changed before.
+#[test]
+fn the_time_of_what_another_wrote_is_the_others() {
+    let world = Vaulted::new();
+    populate(&world);
+    let since = world.now();
+    let mail = world.guest("mail", 1, WINDOW);
+    let at = SetTime::At(Time { secs: 1_500_000_000, nanos: 5 });
+    set(&mail, "a/one", SetAttr { mtime: Some(at), ..SetAttr::default() });
+    set(&mail, "b", SetAttr { mtime: Some(at), ..SetAttr::default() });
+    set(&mail, "a", SetAttr { mtime: Some(at), ..SetAttr::default() });
+    let office = world.guest("office", 2, WINDOW);
+    write_to(&office, "a/one", 0, b"THE");
+    office.release(make(&office, Some("b"), "work", b"work"));
+    let before = std::fs::metadata(world.path("users")).unwrap().modified().unwrap();
+    let now = world.snapshot();
+    let dry = world.undo_by(Filter { application: "mail".into(), since_us: since, ..all() }, true).1;
+    assert_eq!(world.undo("mail", since), dry);
+    let after = world.snapshot();
+    let changed: Vec<&String> =
+        now.iter().filter(|(path, text)| after[*path] != **text).map(|(path, _)| path).collect();
+    assert_eq!(changed, ["/a"], "only the time of what nobody else changed");
+    assert_eq!(std::fs::metadata(world.path("users")).unwrap().modified().unwrap(), before);
 }
 
 /// Directories that were moved into each other in all ways, and are gone: looking for them comes to an end.

@@ -80,6 +80,61 @@ fn a_file_that_was_kept_and_not_yet_replaced() {
     assert_eq!(world.bytes("users/to"), b"the old one");
 }
 
+/// The bytes of the log of undos, and where its first record ends that has this text in it.
+fn log_of_undos(world: &Vaulted, text: &[u8]) -> (std::path::PathBuf, u64) {
+    let logs = std::fs::read_dir(world.vault().join("logs/@undo")).unwrap();
+    let segments: Vec<_> = logs.map(|entry| entry.unwrap().path()).collect();
+    let [segment] = &segments[..] else { panic!("{segments:?}") };
+    let bytes = std::fs::read(segment).unwrap();
+    // The header, then records of length, checksum and body (docs/adr/0013-undo-log.md, gateway/src/undo/record.rs).
+    let mut at = 64;
+    while let Some(length) = bytes.get(at..at + 4) {
+        let body = at + 8..at + 8 + u32::from_le_bytes(length.try_into().unwrap()) as usize;
+        at = body.end;
+        if bytes[body].windows(text.len()).any(|part| part == text) {
+            return (segment.clone(), at as u64);
+        }
+    }
+    panic!("no record with {text:?}");
+}
+
+/// A kill after an undo has given a deleted file its name back, before any later record of it was written: an undo of that
+/// undo takes the file away again. The same for an old version that was put beside.
+#[test]
+fn a_name_that_was_given_back_and_not_yet_noted() {
+    for beside in [false, true] {
+        let mut world = Vaulted::new();
+        world.file("users/mine", b"the old one");
+        let guest = world.guest("mail", 1, WINDOW);
+        let root = guest.root(0);
+        if beside {
+            let file = opened(guest.open(guest.node(0, "mine"), WRITE));
+            written(guest.write(file, 0, b"THE NEW"));
+            guest.release(file);
+            let other = world.guest("office", 2, WINDOW);
+            let file = opened(other.open(other.node(0, "mine"), WRITE));
+            written(other.write(file, 4, b"office"));
+            other.release(file);
+            other.session.close();
+        } else {
+            assert_eq!(guest.unlink(root, "mine"), Outcome::Done);
+        }
+        guest.session.close();
+        let damaged = names(&world);
+        let run = world.undo_by(mail(), false).0;
+        let restored = names(&world);
+        assert_ne!(restored, damaged);
+        let name = if beside { &b"mine (before"[..] } else { b"mine" };
+        let (segment, end) = log_of_undos(&world, name);
+        std::fs::OpenOptions::new().write(true).open(segment).unwrap().set_len(end).unwrap();
+        world.restart();
+        assert_eq!(names(&world), restored);
+        let redo = Filter { application: "@undo".into(), contract: Some(*run.as_bytes()), ..all() };
+        assert_eq!(unrestored(&world.undo_by(redo, false).1), [], "beside: {beside}");
+        assert_eq!(names(&world), damaged, "beside: {beside}");
+    }
+}
+
 /// What only looks like half of an operation, and was done by later ones, stays as it is.
 #[test]
 fn what_was_done_later_is_no_half() {

@@ -108,12 +108,16 @@ fn keep_blast(client: &mut AdminClient, now: &Incident, since: u64) -> Result<()
         Err(AdminError::NotFound(_)) => vec![],
         Err(error) => return Err(gateway_failure(error)),
     };
+    let readers = |list: &[(String, u64)]| -> Vec<Value> {
+        list.iter().map(|(who, when)| json!({ "application": who, "first": when })).collect()
+    };
     let one = |one: &BlastInfo| {
         json!({
             "path": text(&one.path),
             "what": one.what,
             "last": one.last,
-            "readers": one.readers.iter().map(|(who, when)| json!({ "application": who, "first": when })).collect::<Vec<_>>(),
+            "readers": readers(&one.readers),
+            "sent_ahead": readers(&one.sent_ahead),
         })
     };
     let json = json!({ "since": since, "paths": list.iter().map(one).collect::<Vec<_>>() });
