@@ -3,6 +3,7 @@
 #   make lab          build target/release/lab and the programs that it runs
 #   make demo         the story, step by step: grant, work, attack, revoke, reissue
 #   make vm           the whole recovery with real guests, by QEMU (as root)
+#                     `make vm DRIVER=libvirt` has the guests restarted by libvirt, by a libvirtd of its own
 #   make xen          the same on a real Xen system, in one emulated machine (as root; minutes)
 #   make test         unit tests, tests in the lab, conformance suites, the story with real guests
 #   make check        what to run before a commit: format, lints, unit and doc tests, docs, licences
@@ -23,6 +24,8 @@ SUITES ?= pjdfstest erofs fsx fio dbench stress postgres git sqlite
 # What `make test` runs of them: minutes, not hours.
 TEST_SUITES ?= pjdfstest erofs fsx fio dbench postgres sqlite
 TEST_OPS ?= 30000
+# By what `make vm` restarts guests: qemu or libvirt.
+DRIVER ?= qemu
 PEERS ?= --peers
 SEEDS ?= 1
 SOAK_SEEDS ?= 1 2 3 4 5 6 7 8 9 10
@@ -57,7 +60,7 @@ need-test:
 	@tools/setup.sh build lab test
 	@tools/setup.sh vm || echo "make test: what real guests need is not there"
 need-vm:
-	@tools/setup.sh build vm
+	@tools/setup.sh build vm $(filter libvirt,$(DRIVER))
 need-xen:
 	@tools/setup.sh build xen
 need-bench:
@@ -74,7 +77,7 @@ guests: need-build
 	$(STATIC_FLAGS) $(BUILD) --target $(STATIC_TARGET)
 
 vm: need-vm guests
-	@$(GUEST) tests/guests/vm.sh
+	@$(GUEST) STRONGROOM_VM_DRIVER=$(DRIVER) tests/guests/vm.sh
 
 xen: need-xen guests
 	@$(GUEST) tests/guests/xen.sh

@@ -1,7 +1,9 @@
 #!/bin/sh
 # Install what Strongroom's make targets need on Debian, or, without root, say exactly what to install.
 #
-#   tools/setup.sh [build] [lab] [test] [bench] [peers] [vm] [xen] [check]      default: all of them but peers, vm, xen
+#   tools/setup.sh [build] [lab] [test] [bench] [peers] [vm] [libvirt] [xen] [check]
+#
+# Default: all of them but peers, vm, libvirt, xen.
 #
 # Does nothing, quickly, when everything is there. Debian packages need root; cargo tools go to target/tools.
 set -eu
@@ -51,9 +53,12 @@ for group; do
       need ceph-fuse ceph-fuse; need mfsmaster moosefs-master; need mfschunkserver moosefs-chunkserver; need mfsmount moosefs-client;;
     # Only on demand: emulators. Kernels, and what runs on Xen, are downloaded by the stories themselves and not installed.
     vm) real_guests; need ip iproute2; need qemu-img qemu-utils; need debugfs e2fsprogs;;
+    # The daemon without the package that has it started with the system.
+    libvirt) need libvirtd libvirt-daemon; need virsh libvirt-clients; need unshare util-linux
+      ls /usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so >/dev/null 2>&1 || packages="$packages libvirt-daemon-driver-qemu";;
     xen) real_guests;;
     check) tool cargo-deny 0.20.2;;
-    *) echo "setup: there is no group \`$group\`: build, lab, test, bench, peers, vm, xen, check" >&2; exit 2;;
+    *) echo "setup: there is no group \`$group\`: build, lab, test, bench, peers, vm, libvirt, xen, check" >&2; exit 2;;
   esac
 done
 

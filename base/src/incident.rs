@@ -98,6 +98,9 @@ pub struct Cause {
     /// The severity that intrusion detection gave; 1 is the gravest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub severity: Option<u8>,
+    /// The session and the contract that an alert of the gateway was about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub whose: Option<(String, String)>,
     /// What was seen. Comes from elsewhere: to be tamed before it is shown.
     pub text: String,
     /// How many equal ones it stands for.

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::process::{Command as Process, ExitCode, Stdio};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use fuser::{Config, Session, SessionACL};
 use strongroom_channel::{ChannelError, ClientTls, Peer};
@@ -32,6 +33,8 @@ const FAILED: u8 = 32;
 const CHILD: &str = "STRONGROOM_MOUNT_CHILD";
 /// What the child says when the mount is usable.
 const READY: &[u8] = b"ready\n";
+/// How often a gateway that is away is asked for again, before there is a mount.
+const ASK: Duration = Duration::from_millis(500);
 /// Threads that take requests from the kernel: one suffices for one program, more keep several busy.
 const THREADS: usize = 3;
 
@@ -145,8 +148,37 @@ fn journal(options: &Options) -> Result<Journal, Failure> {
     opened.map(Journal::to_file).map_err(|source| Failure::Log { path: path.display().to_string(), source })
 }
 
-/// Opens the session for which the mount is to be made.
+/// Opens the session for which the mount is to be made; waits for a gateway that is away, if that is wanted.
 fn connect(options: &Options, state: &Arc<State>, journal: &Journal) -> Result<Transport, Failure> {
+    let begun = Instant::now();
+    loop {
+        match open(options, state, journal)? {
+            Ok(transport) => return Ok(transport),
+            Err(error) if is_away(&error) && begun.elapsed() < options.wait => std::thread::sleep(ASK),
+            Err(error) => return Err(explain(error)),
+        }
+    }
+}
+
+/// Whether it may be another answer a moment later.
+fn is_away(error: &OpenError) -> bool {
+    match error {
+        OpenError::Knock(KnockError::Channel(error)) => {
+            matches!(error, ChannelError::Io { .. } | ChannelError::TimedOut | ChannelError::Closed)
+        }
+        // Killed while it was asked.
+        OpenError::Knock(KnockError::Silent) => true,
+        OpenError::Refused(Refused { code, .. }) => *code == RefusedCode::Busy,
+        OpenError::Knock(KnockError::Answer(_)) | OpenError::Thread(_) => false,
+    }
+}
+
+/// One attempt. Key and contract are read each time: a newer one may have come.
+fn open(
+    options: &Options,
+    state: &Arc<State>,
+    journal: &Journal,
+) -> Result<Result<Transport, OpenError>, Failure> {
     let user = rustix::process::geteuid().as_raw();
     let key = read_key(&options.key, user)?;
     let contract = ContractFile::read(&options.contract, key.public(), &options.key)?;
@@ -161,7 +193,7 @@ fn connect(options: &Options, state: &Arc<State>, journal: &Journal) -> Result<T
         deadline: options.deadline,
         journal: journal.clone(),
     };
-    Transport::open(settings, state.clone()).map_err(explain)
+    Ok(Transport::open(settings, state.clone()))
 }
 
 /// What to do about it, where the error itself does not say.

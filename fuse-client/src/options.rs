@@ -27,6 +27,8 @@ Options (-o, separated by commas):
   key=FILE              the holder key; default: holder.key beside the contract
   deadline=SECONDS      how long a call may wait while the gateway is away, then
                         it fails with ETIMEDOUT; 0: for ever; default: 300
+  wait=SECONDS          how long mounting itself waits for a gateway that is
+                        away; default: 0
   connections=N         connections to the gateway, 1 to 16; default: 2
   no-fetch              use the contract file only, never a newer contract that
                         the gateway keeps for this key
@@ -83,6 +85,8 @@ pub struct Options {
     pub gid: Option<u32>,
     /// How long calls wait; `None`: for ever.
     pub deadline: Option<Duration>,
+    /// How long to wait for the gateway before there is a mount.
+    pub wait: Duration,
     /// Connections.
     pub connections: usize,
     /// Stay in the foreground.
@@ -155,6 +159,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>, directory: &Path) ->
             allow_other: None,
             uid: None,
             gid: None,
+            wait: Duration::ZERO,
             deadline: Some(DEADLINE),
             connections: CONNECTIONS,
             foreground: false,
@@ -248,6 +253,7 @@ impl Draft {
             ("deadline", _) => {
                 options.deadline = Some(number()?).filter(|secs| *secs > 0).map(Duration::from_secs);
             }
+            ("wait", _) => options.wait = Duration::from_secs(number()?),
             ("connections", _) => {
                 options.connections = usize::try_from(number()?)
                     .ok()
@@ -363,9 +369,10 @@ mod tests {
     #[test]
     fn every_option_takes_effect() {
         let options = mount(
-            "c d -o gateway=[fd00::1]:7 -ouid=5,gid=6,connections=4,log=l,no-fetch,allow_other,nonempty,foreground,ro,noexec",
+            "c d -o gateway=[fd00::1]:7 -ouid=5,gid=6,connections=4,wait=9,log=l,no-fetch,allow_other,nonempty,foreground,ro,noexec",
         );
         assert_eq!((options.uid, options.gid, options.connections), (Some(5), Some(6), 4));
+        assert_eq!(options.wait, Duration::from_secs(9));
         assert_eq!(options.log.as_deref(), Some(Path::new("/here/l")));
         assert_eq!(options.allow_other, Some(true));
         assert!(!options.fetch && options.nonempty && options.foreground);

@@ -315,6 +315,7 @@ impl Daemon {
             kind: "asked".into(),
             at_us: now_us(),
             severity: None,
+            whose: None,
             text,
             count: 1,
         };

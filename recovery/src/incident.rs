@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use serde_json::{Map, Value};
-use strongroom_base::Failure;
 use strongroom_base::incident::{Cause, Entry, Incident, Phase, Standing};
 use strongroom_base::sys::{Pace, set_pace};
+use strongroom_base::{Exit, Failure};
 
 use crate::daemon::Daemon;
 use crate::journal::Journal;
@@ -26,8 +26,10 @@ const COUNT_EVERY: Duration = Duration::from_secs(1);
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 /// The longest wait after a failure.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
-/// The longest wait between attempts to fence.
-const LONGEST_FENCE_WAIT: Duration = Duration::from_secs(1);
+/// The longest wait between attempts to fence, and while the gateway is away.
+const LONGEST_PATIENT_WAIT: Duration = Duration::from_secs(1);
+/// How many times as often those are made.
+const PATIENCE: u32 = 10;
 
 /// Why a step did not do its work.
 #[derive(Debug)]
@@ -250,16 +252,13 @@ enum Came {
 }
 
 fn run_phase(daemon: &Arc<Daemon>, open: &Arc<Open>, phase: Phase) -> Result<Came, Failure> {
-    let most = match phase {
-        Phase::Fence => daemon.config.limits.attempts.saturating_mul(10),
-        _ => daemon.config.limits.attempts,
-    };
-    let mut wait = FIRST_WAIT;
-    for round in 1..=most {
+    let attempts = daemon.config.limits.attempts;
+    let (mut wait, mut tried, mut waited) = (FIRST_WAIT, 0u32, 0u32);
+    loop {
         let attempt = enter(open, phase)?;
         abort(daemon, phase, false);
         let result = step::take(daemon, open, phase);
-        match result {
+        let longest = match result {
             Ok(facts) => {
                 abort(daemon, phase, true);
                 open.put(Entry::Done { phase, facts })?;
@@ -267,7 +266,15 @@ fn run_phase(daemon: &Arc<Daemon>, open: &Arc<Open>, phase: Phase) -> Result<Cam
             }
             Err(StepError { next: Next::Stop, .. }) => return Ok(Came::Stopped),
             Err(StepError { failure, next }) => {
-                let again = next == Next::Again && round < most;
+                // A gateway that is away comes back: it is started again, or its guest is. Nothing goes on without it.
+                let patient = phase == Phase::Fence || failure.exit() == Exit::Unreachable;
+                let (count, most, longest) = match patient {
+                    true => (&mut waited, attempts.saturating_mul(PATIENCE), LONGEST_PATIENT_WAIT),
+                    false => (&mut tried, attempts, LONGEST_WAIT),
+                };
+                *count = count.saturating_add(1);
+                let again = next == Next::Again && *count < most;
+                wait = wait.min(longest);
                 let retry_in_ms = again.then(|| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
                 say(&format!("incident {}, {phase}, attempt {attempt}: {failure}", open.number));
                 // Whoever waits is in no hurry any more.
@@ -282,18 +289,16 @@ fn run_phase(daemon: &Arc<Daemon>, open: &Arc<Open>, phase: Phase) -> Result<Cam
                 match next {
                     Next::Back(to) => return Ok(Came::Back(to)),
                     _ if !again => return Ok(Came::Stuck(failure)),
-                    _ => {}
+                    _ => longest,
                 }
             }
-        }
+        };
         daemon.pause(wait);
         if daemon.is_stopping() {
             return Ok(Came::Stopped);
         }
-        let longest = if phase == Phase::Fence { LONGEST_FENCE_WAIT } else { LONGEST_WAIT };
         wait = (wait * 2).min(longest);
     }
-    Ok(Came::Stuck(Failure::other(format!("`{phase}` was tried {most} times"))))
 }
 
 /// Puts on record that a phase is entered, unless that was done with the incident's first line. Returns the attempt.

@@ -58,6 +58,8 @@ pub struct Heard {
     pub at_us: Option<u64>,
     /// About whom.
     pub about: About,
+    /// The session and the contract, if the source knows them.
+    pub whose: Option<(String, String)>,
     /// What was seen.
     pub text: String,
     /// How many it stands for.
@@ -147,6 +149,7 @@ impl Intake {
             kind: kind.to_owned(),
             at_us,
             severity,
+            whose: heard.whose.clone(),
             text,
             count: heard.count.max(1),
         };

@@ -205,6 +205,7 @@ mod tests {
                 kind: "asked".into(),
                 at_us: 1,
                 severity: None,
+                whose: None,
                 text: "\u{1b}[2J\n\"".into(),
                 count: 1,
             },

@@ -199,5 +199,4 @@ END"
   title "The figures"
   show base 'contract incidents'
   good
-  rm -f "$OUT"
 }

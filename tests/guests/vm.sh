@@ -1,10 +1,12 @@
 #!/bin/bash
 # `make vm`: the whole recovery with real guests. QEMU runs a storage guest, the guest that is attacked, and one that must
 # not notice, on two bridges in a network namespace, which is the base domain: `contract` and `strongroom-recovery` run there,
-# and restart the guest by the driver `qemu`, from a new overlay on the clean image.
+# and restart the guest by the driver `qemu`, from a new overlay on the clean image. With the driver `libvirt` a libvirtd of
+# its own has the app guests (libvirt.sh).
 #
 #   tests/guests/vm.sh [--can]      --can: only tell (by the exit status) whether guests can run here
 #
+# STRONGROOM_VM_DRIVER   by what guests are restarted: qemu (default) or libvirt
 # STRONGROOM_GUEST_BIN   where the programs are; libraries that they want are copied with them
 # STRONGROOM_VM_ACCEL    kvm or tcg; otherwise kvm where it works
 # STRONGROOM_VM_KEEP     a directory for the logs of guests and daemons, which otherwise go with the rest
@@ -20,6 +22,12 @@ BIN=${STRONGROOM_GUEST_BIN:-$GUESTS/../../target/x86_64-unknown-linux-gnu/releas
 CACHE=${STRONGROOM_GUEST_CACHE:-$GUESTS/../../target/guests}
 QEMU=qemu-system-x86_64
 NEEDED="$QEMU qemu-img busybox cpio mke2fs e2fsck debugfs ip xz lz4 apt-get dpkg setsid"
+DRIVER=${STRONGROOM_VM_DRIVER:-qemu}
+case $DRIVER in
+  qemu) ;;
+  libvirt) . "$GUESTS/libvirt.sh" && NEEDED="$NEEDED $LIBVIRT_NEEDED" ;;
+  *) die "STRONGROOM_VM_DRIVER: qemu or libvirt, not $DRIVER" ;;
+esac
 # Seconds. Only a guard against hanging for ever.
 LIMIT=900
 RELEASE_OF=linux-image-cloud-amd64
@@ -29,7 +37,7 @@ why_not() {
   [ -c /dev/net/tun ] || { echo "there is no /dev/net/tun"; return; }
   local program probe="strongroom-probe-$$"
   for program in $NEEDED; do
-    command -v "$program" >/dev/null || { echo "$program is missing (tools/setup.sh vm)"; return; }
+    command -v "$program" >/dev/null || { echo "$program is missing (tools/setup.sh vm$([ $DRIVER = qemu ] || echo " $DRIVER"))"; return; }
   done
   if ip netns add $probe 2>/dev/null; then ip netns del $probe; else echo "no network namespace can be made"; return; fi
   [ -e "$CACHE/cloud/package" ] || [ -n "$(package_of $RELEASE_OF)" ] || { apt-get update -q && [ -n "$(package_of $RELEASE_OF)" ]; } >/dev/null 2>&1 ||
@@ -105,6 +113,7 @@ kernel $RELEASE_OF "$KERNEL"
 release=$(cat "$KERNEL/release")
 
 accel=${STRONGROOM_VM_ACCEL:-}
+[ $DRIVER = qemu ] || accel=tcg
 # Within another virtual machine the processor may claim a register (IA32_ARCH_CAPABILITIES) that cannot be set.
 with_kvm=(-accel kvm -cpu host,-arch-capabilities)
 # kvm_works: whether a kernel says its first words. Some machines offer /dev/kvm, and guests then stand still.
@@ -150,19 +159,25 @@ in_ns address add $BASE_NET dev br-guests
 in_ns address add $BASE_ADMIN_NET dev br-admin
 in_ns link set br-guests up
 in_ns link set br-admin up
-for tap in guests:t-storage admin:t-storage-adm guests:t-mail guests:t-editor; do
+taps="guests:t-storage admin:t-storage-adm"
+# libvirt makes those of its domains itself.
+[ $DRIVER = libvirt ] || taps="$taps guests:t-mail guests:t-editor"
+for tap in $taps; do
   in_ns tuntap add "${tap#*:}" mode tap
   in_ns link set "${tap#*:}" master "br-${tap%%:*}" up
 done
 
-# command NAME MEMORY DISK FORMAT NET: the words by which a guest is started, one a line.
+# line_of NAME WORDS: its kernel's command line.
+line_of() {
+  printf '%s' "console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off sr.name=$1 $2"
+  [ $accel = kvm ] || printf ' tsc=reliable no_timer_check'
+}
+# command_of NAME MEMORY DISK FORMAT WORDS: the words by which a guest is started, one a line.
 command_of() {
-  local name=$1 memory=$2 disk=$3 format=$4 line
-  line="console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off sr.name=$name $5"
-  [ $accel = kvm ] || line="$line tsc=reliable no_timer_check"
+  local name=$1 memory=$2 disk=$3 format=$4
   printf '%s\n' nice -n 10 $QEMU -name "$name" -machine q35 "${machine[@]}" -m "$memory" -nodefaults -no-user-config -no-reboot \
     -display none -monitor none -serial "file:$WORK/logs/$name.log" -kernel "$KERNEL/vmlinux" -initrd "$WORK/images/first.cpio" \
-    -append "$line" -drive "file=$disk,format=$format,if=virtio" -device virtio-rng-pci
+    -append "$(line_of "$name" "$5")" -drive "file=$disk,format=$format,if=virtio" -device virtio-rng-pci
 }
 net_of() { printf '%s\n' -netdev "tap,id=$1,ifname=$1,script=no,downscript=no" -device "virtio-net-pci,netdev=$1,mac=$2,romfile="; }
 toml_words() { sed 's/\\/\\\\/g; s/"/\\"/g; s/.*/"&"/' | paste -sd,; }
@@ -187,6 +202,7 @@ mapfile -t words < <(
 "${IN_BASE[@]}" "${words[@]}" -daemonize -pidfile "$WORK/run/storage.pid" || die "QEMU does not start"
 
 # While that guest boots:
+[ $DRIVER = qemu ] || "${DRIVER}_up"
 app_tree "$WORK/app"
 modules "$KERNEL" "$WORK/app" virtio_net qemu_fw_cfg fuse
 disk "$WORK/app" "$WORK/images/app.raw" 128
@@ -201,12 +217,22 @@ clean_sum=$(sha256sum <"$WORK/images/app-clean.qcow2")
   for app in $APPS; do
     n=$((n + 1))
     net=${app^^}_NET
-    printf '\n[guest.%s-guest]\ndriver = "qemu"\nbase = "%s"\noverlay = "%s"\npidfile = "%s"\n' \
-      "$app" "$WORK/images/app-clean.qcow2" "$WORK/images/$app.qcow2" "$WORK/run/$app.pid"
-    printf 'command = [%s]\n' "$({
-      command_of "$app" 256 '{overlay}' qcow2 "sr.role=app sr.net=${!net} sr.gateway=$GATEWAY_ADDRESS sr.enrol=$ENROL_ADDRESS sr.secret=$SECRET_PLACE sr.modules=virtio_net,qemu_fw_cfg"
-      net_of "t-$app" "52:54:00:77:00:0$n"
-    } | toml_words)"
+    line="sr.role=app sr.net=${!net} sr.gateway=$GATEWAY_ADDRESS sr.enrol=$ENROL_ADDRESS sr.secret=$SECRET_PLACE sr.modules=virtio_net,qemu_fw_cfg"
+    printf '\n[guest.%s-guest]\ndriver = "%s"\nbase = "%s"\noverlay = "%s"\n' \
+      "$app" $DRIVER "$WORK/images/app-clean.qcow2" "$WORK/images/$app.qcow2"
+    case $DRIVER in
+      qemu)
+        printf 'pidfile = "%s"\n' "$WORK/run/$app.pid"
+        printf 'command = [%s]\n' "$({
+          command_of "$app" 256 '{overlay}' qcow2 "$line"
+          net_of "t-$app" "52:54:00:77:00:0$n"
+        } | toml_words)"
+        ;;
+      libvirt)
+        libvirt_guest "$app"
+        libvirt_domain "$app" 256 "52:54:00:77:00:0$n" "$(line_of "$app" "$line")" >&2
+        ;;
+    esac
   done
 } >"$HOUSE/base/recovery.toml"
 "${IN_BASE[@]}" "$BIN/strongroom-recovery" --dir "$HOUSE" --check || die "the configuration is refused"
@@ -224,4 +250,5 @@ mkdir -p "$WORK/notes"
 ln -s ../notes/recovery.log "$WORK/logs/recovery.log"
 story "$WORK/notes"
 how_started mail
+[ $DRIVER = qemu ] || "${DRIVER}_more"
 title "Done in $(since "$begun") from the first boot, $SECONDS s in all: everything was as claimed, and the guests are gone"

@@ -147,6 +147,7 @@ fn fact(name: &str, value: &Value) -> Option<String> {
         "below" => format!("contracts below generation {shown} are void"),
         "sessions" => format!("{shown} cut"),
         "audit_bytes" => format!("{shown} bytes of audit records"),
+        "over_before" if *value == Value::Bool(true) => "the alert's session was over before".to_owned(),
         "guest" => format!("guest {shown}"),
         "contracts" => shown,
         "generation" => format!("at work under generation {shown}"),

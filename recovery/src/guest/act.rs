@@ -43,6 +43,17 @@ pub enum Action {
         /// For how long.
         timeout: Duration,
     },
+    /// Asks a program for a table, and insists on a line that ends with a word.
+    Insist {
+        /// The program and its arguments.
+        argv: Vec<String>,
+        /// The last word of a line.
+        word: String,
+        /// What is wrong without it.
+        otherwise: String,
+        /// How long the program may take.
+        timeout: Duration,
+    },
     /// Moves what a guest changed to the evidence, unless that was done before.
     Keep {
         /// From where.
@@ -95,6 +106,7 @@ impl fmt::Display for Action {
                 write!(f, "wait until `{}` says `{word}`", shown(argv))
             }
             Action::Await { argv, says: None, .. } => write!(f, "wait until `{}` fails", shown(argv)),
+            Action::Insist { argv, word, .. } => write!(f, "insist that `{}` names {word}", shown(argv)),
             Action::Keep { from, to } => write!(f, "move {} to {}", from.display(), to.display()),
             Action::HandOver { to, .. } => write!(f, "hand the secret over in {}", to.display()),
             Action::Empty { file } => write!(f, "empty {}", file.display()),
@@ -140,6 +152,15 @@ pub fn perform(action: &Action) -> Result<String, ActionError> {
             Err(error) => Err(error.into()),
         },
         Action::Await { argv, says, timeout } => wait_for(argv, says.as_deref(), *timeout),
+        Action::Insist { argv, word, otherwise, timeout } => {
+            let ran = run(argv, *timeout, b"")?;
+            let ends = |line: &str| line.trim_end().ends_with(&format!(" {word}"));
+            match ran.output.lines().any(ends) {
+                true => Ok(String::new()),
+                // A domain does not come to name another disk by itself.
+                false => Err(ActionError { why: otherwise.clone(), permanent: true }),
+            }
+        }
         Action::Keep { from, to } => keep(from, to),
         Action::HandOver { from, to, owner } => hand_over(from, to, *owner),
         Action::Empty { file } => {
@@ -297,6 +318,29 @@ mod tests {
         std::fs::write(&pidfile, child.id().to_string()).unwrap();
         kill(&pidfile).unwrap();
         assert!(!child.wait().unwrap().success());
+    }
+
+    #[test]
+    fn a_table_is_to_name_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("table").display().to_string();
+        std::fs::write(&file, " Target   Source\n-------\n vda      /i/the mail.qcow2\n sda      -\n\n")
+            .unwrap();
+        let insist = |word: &str| {
+            perform(&Action::Insist {
+                argv: argv(["cat", &file]),
+                word: word.to_owned(),
+                otherwise: "another disk".to_owned(),
+                timeout: Duration::from_secs(60),
+            })
+        };
+        insist("/i/the mail.qcow2").unwrap();
+        for other in ["/i/mail.qcow2", "/the mail.qcow2", "/i/the mail", "/i/the mail.qcow2.old"] {
+            let refused = insist(other).unwrap_err();
+            assert!(refused.permanent && refused.why == "another disk", "{other}");
+        }
+        std::fs::remove_file(&file).unwrap();
+        assert!(!insist("/i/mail.qcow2").unwrap_err().permanent, "one that fails is asked again");
     }
 
     #[test]

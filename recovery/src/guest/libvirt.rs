@@ -56,7 +56,18 @@ impl Driver for Libvirt {
         let timeout = self.timeout.0;
         let run = |words: &[&str], may_fail| Action::Run { argv: self.virsh(words), timeout, may_fail };
         let state = self.virsh(&["domstate", domain]);
+        let overlay = self.overlay.display().to_string();
         let mut list = vec![
+            // Before anything is done to the guest: one that starts from another disk (after a snapshot, say) would not be
+            // clean, and what it did would not be kept.
+            Action::Insist {
+                argv: self.virsh(&["domblklist", "--inactive", domain]),
+                otherwise: format!(
+                    "the domain {domain} does not name {overlay} as a disk: nothing was done to the guest (see virsh dumpxml --inactive {domain})"
+                ),
+                word: overlay,
+                timeout,
+            },
             run(&["destroy", domain], true),
             Action::Await { argv: state, says: Some("shut off".to_owned()), timeout },
         ];
@@ -66,7 +77,8 @@ impl Driver for Libvirt {
             let (from, to) = (secret.to_owned(), file.clone());
             list.push(Action::HandOver { from, to, owner: self.secret_owner });
         }
-        list.push(run(&["start", domain], false));
+        // A saved state (`virsh managedsave`, or libvirt-guests at a shutdown) is the attacked guest's memory.
+        list.push(run(&["start", "--force-boot", domain], false));
         if let Some((file, _)) = secret {
             // The domain must find the file when it is started by hand, too.
             list.push(Action::Empty { file: file.clone() });

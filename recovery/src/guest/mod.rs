@@ -175,12 +175,13 @@ mod tests {
         assert_eq!(
             plan,
             [
+                "insist that `virsh domblklist --inactive mail-guest` names /i/mail.qcow2",
                 "virsh destroy mail-guest (may fail)",
                 "wait until `virsh domstate mail-guest` says `shut off`",
                 "move /i/mail.qcow2 to /e/mail.qcow2",
                 "qemu-img create -q -f qcow2 -F qcow2 -b /i/clean.qcow2 /i/mail.qcow2",
                 "hand the secret over in /run/mail",
-                "virsh start mail-guest",
+                "virsh start --force-boot mail-guest",
                 "empty /run/mail",
             ]
         );

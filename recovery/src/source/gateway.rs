@@ -76,6 +76,10 @@ fn hear(
                 kind: Kind::Gateway(alert.kind),
                 at_us: Some(alert.at_us),
                 about: About::Application(alert.application),
+                whose: alert
+                    .session
+                    .zip(alert.contract)
+                    .map(|(session, contract)| (session.to_string(), contract.to_string())),
                 text: alert.evidence,
                 count: alert.count.into(),
             };

@@ -67,7 +67,15 @@ impl Sensor {
                     None => About::Addresses(alert.addresses),
                 };
                 let kind = Kind::Ids(alert.severity);
-                let heard = Heard { source, kind, at_us: alert.at_us, about, text: alert.text, count: 1 };
+                let heard = Heard {
+                    source,
+                    kind,
+                    at_us: alert.at_us,
+                    about,
+                    whose: None,
+                    text: alert.text,
+                    count: 1,
+                };
                 self.intake.hear(&self.daemon, heard);
             }
         }

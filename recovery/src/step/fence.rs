@@ -56,9 +56,12 @@ pub(super) fn take(daemon: &Arc<Daemon>, open: &Arc<Open>) -> StepResult {
             String::new()
         }
     };
+    // The gateway's own verdict may have been faster than this.
+    let by_gateway = held.receipt.sessions == 0 && now.cause.whose.is_some();
     Ok(facts([
         ("below", below.into()),
         ("sessions", held.receipt.sessions.into()),
+        ("over_before", by_gateway.into()),
         ("drained", held.receipt.drained.into()),
         ("handles_closed", held.receipt.handles_closed.into()),
         ("gateway_took_us", held.receipt.took_us.into()),
@@ -95,14 +98,15 @@ fn why(now: &Incident) -> String {
     why
 }
 
-/// Who was there when it began. After the fence nobody is.
+/// Who was there when it began. After the fence nobody is, and the gateway may have fenced by its own verdict already: the
+/// session that the alert was about is kept all the same, and the records of the gateway tell its addresses.
 fn keep_sessions(open: &Open, now: &Incident, client: &mut AdminClient) {
     let path = now.dir.join("evidence/sessions.json");
     if path.exists() {
         return;
     }
     let kept = client.sessions().map_err(gateway_failure).and_then(|sessions| {
-        let list: Vec<_> = sessions
+        let mut list: Vec<_> = sessions
             .iter()
             .filter(|session| session.application == now.application)
             .map(|session| {
@@ -120,6 +124,11 @@ fn keep_sessions(open: &Open, now: &Incident, client: &mut AdminClient) {
                 })
             })
             .collect();
+        if let Some((session, contract)) = &now.cause.whose
+            && !list.iter().any(|one| one.get("session").is_some_and(|known| known == session))
+        {
+            list.push(json!({ "session": session, "contract": contract, "over": true }));
+        }
         files::write(&path, &format!("{:#}\n", json!({ "sessions": list })), SECRET, Existing::Replace)
     });
     if let Err(failure) = kept {

@@ -106,11 +106,16 @@ impl Lab {
 
     /// Mount an application's contract again, after its mount was taken away.
     pub fn remount(&self, app: &str) -> Result<()> {
+        self.mount_again(app, 0)
+    }
+
+    /// The same; waits so many seconds for a gateway that is away.
+    pub(super) fn mount_again(&self, app: &str, wait: u32) -> Result<()> {
         let record = Record::running(&self.name)?;
         if is_mounted(&record, record.guest(app)?)? {
             return Ok(());
         }
-        services::mount(self, app)
+        services::mount(self, app, wait)
     }
 
     /// Start the gateway if it does not run, and wait until it serves.

@@ -138,7 +138,8 @@ fn boot(lab: &Lab, request: &Request) -> Result<()> {
         }
         bail!("`contract enroll` in `{app}`: {said} (see {LOG_IN_GUEST}/boot.log)");
     }
-    lab.remount(app)
+    // As the unit of a guest's mount does.
+    lab.mount_again(app, 300)
 }
 
 /// In the base domain: ask for the restart of a guest. Returns when it was started.

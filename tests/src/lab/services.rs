@@ -130,13 +130,14 @@ pub(super) fn connect(lab: &Lab, place: &Place, app: &str) -> Result<()> {
     let contract = run(lab.base(["cat", &issued]))?;
     let target = place.guest_disk(&app_disk(app)).join("strongroom/contract");
     fs::write(&target, contract).with_context(|| format!("cannot write `{}`", target.display()))?;
-    mount(lab, app)
+    mount(lab, app, 0)
 }
 
-/// Mount an application's contract on `/mnt` of its guest; returns when it is usable.
-pub(super) fn mount(lab: &Lab, app: &str) -> Result<()> {
+/// Mount an application's contract on `/mnt` of its guest; returns when it is usable. `wait`: seconds for a gateway that is
+/// away.
+pub(super) fn mount(lab: &Lab, app: &str, wait: u32) -> Result<()> {
     let options = format!(
-        "key={ETC_IN_GUEST}/holder.key,gateway={GATEWAY_ADDRESS},allow_other,log={LOG_IN_GUEST}/mount.log"
+        "key={ETC_IN_GUEST}/holder.key,gateway={GATEWAY_ADDRESS},allow_other,wait={wait},log={LOG_IN_GUEST}/mount.log"
     );
     run(lab.app(app, ["mount.strongroom", "/etc/strongroom/contract", "/mnt", "-o", &options]).cwd("/"))
         .map(drop)
