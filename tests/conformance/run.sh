@@ -2,10 +2,11 @@
 # Conformance: public suites and real programs on a real mount of a grant with `preserve` ownership, through a real gateway on the loopback
 # interface.
 #
-#   tests/conformance/run.sh [--suites "pjdfstest fsx …"] [--ops N] [--seeds "1 2 3"] [--seconds N] [--rounds N] [--files N] [--keep]
+#   tests/conformance/run.sh [--suites "pjdfstest fsx …"] [--ops N] [--seeds "1 2 3"] [--seconds N] [--rounds N] [--files N] [--fsx "buffered …"] [--keep]
 #
 # Suites (one file each in tests/conformance/suites): pjdfstest erofs fsx stress dbench fio postgres git sqlite. Default: all.
 #   --ops      operations of fsx, with each of the seeds
+#   --fsx      ways of fsx: buffered mapped direct two-guest. Default: all
 #   --seconds  how long pgbench runs; stress-ng and dbench take a fixed short time
 #   --rounds   how often SQLite's writer is killed
 #   --files    files in git's history
@@ -18,6 +19,8 @@ here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/../.." && pwd)
 all="pjdfstest erofs fsx stress dbench fio postgres git sqlite"
 ops=100000 seeds="1" suites=$all seconds=5 rounds=10 files=2000 keep=""
+all_fsx_ways="buffered mapped direct two-guest"
+fsx_ways=$all_fsx_ways
 while [ $# -gt 0 ]; do
   case $1 in
     --ops) ops=$2; shift 2;;
@@ -26,13 +29,14 @@ while [ $# -gt 0 ]; do
     --seconds) seconds=$2; shift 2;;
     --rounds) rounds=$2; shift 2;;
     --files) files=$2; shift 2;;
+    --fsx) fsx_ways=$2; shift 2;;
     --keep) keep=1; shift;;
-    *) echo "usage: $0 [--suites \"$all\"] [--ops N] [--seeds \"1 2\"] [--seconds N] [--rounds N] [--files N] [--keep]" >&2; exit 2;;
+    *) echo "usage: $0 [--suites \"$all\"] [--ops N] [--seeds \"1 2\"] [--seconds N] [--rounds N] [--files N] [--fsx \"$all_fsx_ways\"] [--keep]" >&2; exit 2;;
   esac
 done
 [ "$(id -u)" = 0 ] || { echo "conformance: pjdfstest changes users; run it as root (sudo make conformance)" >&2; exit 1; }
 if [ -z "${STRONGROOM_CONFORMANCE_INSIDE:-}" ]; then
-  args=(--suites "$suites" --ops "$ops" --seeds "$seeds" --seconds "$seconds" --rounds "$rounds" --files "$files")
+  args=(--suites "$suites" --ops "$ops" --seeds "$seeds" --seconds "$seconds" --rounds "$rounds" --files "$files" --fsx "$fsx_ways")
   [ -z "$keep" ] || args+=(--keep)
   STRONGROOM_CONFORMANCE_INSIDE=1 exec unshare --mount --propagation private -- "$0" "${args[@]}"
 fi
@@ -66,7 +70,7 @@ chmod 755 "$work"
 gateway_pid=""
 finish() {
   status=$?
-  umount "$work/mnt" 2>/dev/null || umount -l "$work/mnt" 2>/dev/null || true
+  for mounted in "$work"/mnt*; do umount "$mounted" 2>/dev/null || umount -l "$mounted" 2>/dev/null || true; done
   if [ -n "$gateway_pid" ]; then kill "$gateway_pid" 2>/dev/null || true; wait "$gateway_pid" 2>/dev/null || true; fi
   if [ -n "$keep" ]; then echo "kept: $work"; else rm -rf "$work"; fi
   exit $status
@@ -90,8 +94,10 @@ contract init "$work/admin" --interface lo --network 127.0.0.0/8 --address 127.0
 # Keep setuid bits and device nodes as metadata: the suite tests them (docs/adr/0005).
 printf '\n[store]\nspecial-files = "store"\n' >> "$work/admin/gateway/gateway.toml"
 mkdir -p "$work/admin/policy.d"
-cat > "$work/admin/policy.d/suite.toml" <<'POLICY'
-application = "suite"
+# Two guests with the same grant: the suites run in one, the other is for suites that need both.
+for app in suite other; do
+  cat > "$work/admin/policy.d/$app.toml" <<POLICY
+application = "$app"
 lifetime = "8h"
 
 [[grant]]
@@ -100,17 +106,21 @@ mount = "/suite"
 rights = "read-write"
 ownership = "preserve"
 POLICY
+done
 strongroom-gateway --config "$work/admin/gateway/gateway.toml" >"$work/gateway.log" 2>&1 &
 gateway_pid=$!
 until grep -q "administrators at" "$work/gateway.log"; do
   kill -0 $gateway_pid 2>/dev/null || { cat "$work/gateway.log" >&2; exit 1; }
   sleep 0.05
 done
-contract keygen --out "$work/holder.key" >>"$work/log" 2>&1
-contract grant suite --holder "$(cat "$work/holder.pub")" --out "$work/suite.contract" >>"$work/log"
-mount.strongroom "$work/suite.contract" "$work/mnt" \
-  -o key="$work/holder.key",gateway=127.0.0.1:$port,allow_other,dev,suid,exec,log="$work/mount.log"
-
+# mount_guest APPLICATION DIRECTORY: a client with a key and a contract of its own
+mount_guest() {
+  mkdir -p "$2"
+  contract keygen --out "$work/$1.key" >>"$work/log" 2>&1
+  contract grant "$1" --holder "$(cat "$work/$1.pub")" --out "$work/$1.contract" >>"$work/log"
+  mount.strongroom "$work/$1.contract" "$2" -o key="$work/$1.key",gateway=127.0.0.1:$port,allow_other,dev,suid,exec,log="$work/$1.log"
+}
+mount_guest suite "$work/mnt"
 
 failed=0
 for suite in $suites; do

@@ -1,10 +1,12 @@
-# The crate fsx: random operations on one file, each compared with a copy in memory. Two ways: through mappings too, and
-# buffered only.
+# The crate fsx: random operations on one file, each compared with a copy in memory. Four ways: buffered, through mappings too,
+# with O_DIRECT, and on two mounts of the same grant, call by call at random (tests/conformance/fsx-ways.c does the last two).
 
-fsx_config() { # MAPPED MAXIMUM
+# From one byte on: posix_fallocate of none is an error anywhere, and fsx comes to it in every hundred thousandth operation.
+fsx_config() { # MAPPED INVALIDATE
   cat <<CONFIG
 flen = 1048576
 [opsize]
+min = 1
 max = 131072
 [weights]
 close_open = 1
@@ -27,15 +29,27 @@ CONFIG
 suite_fsx() { # DIRECTORY
   local failed=0 way seed
   need fsx "run \`make test\`, which builds it"
+  need cc "install the package gcc"
   fsx_config 5 1 > "$work/fsx.mapped.toml"
-  fsx_config 0 0 > "$work/fsx.buffered.toml"
+  fsx_config 0 0 > "$work/fsx.unmapped.toml"
   mkdir -p "$work/fsx"
-  for way in mapped buffered; do
+  cc -shared -fPIC -O2 -o "$work/fsx-ways.so" "$here/fsx-ways.c" -ldl || return 1
+  case " $fsx_ways " in *" two-guest "*) mount_guest other "$work/mnt.other" || return 1;; esac
+  for way in $fsx_ways; do
     for seed in $seeds; do
-      if fsx -f "$work/fsx.$way.toml" -N "$ops" -S "$seed" -P "$work/fsx" "$1/$way.$seed" > "$work/fsx.out" 2>&1; then
-        echo "fsx: $ops operations, $way, with seed $seed passed"
+      local file=$1/$way.$seed began=$SECONDS config=unmapped settings=()
+      case $way in
+        buffered) ;;
+        mapped) config=mapped;;
+        direct) settings=(FSX_DIRECT=1);;
+        two-guest) config=mapped settings=(FSX_OTHER="$work/mnt.other/suite/fsx/$way.$seed");;
+        *) echo "fsx: there is no way \`$way\`: $all_fsx_ways" >&2; return 1;;
+      esac
+      if env LD_PRELOAD="$work/fsx-ways.so" FSX_FILE="$file" FSX_SEED="$seed" "${settings[@]}" \
+          fsx -f "$work/fsx.$config.toml" -N "$ops" -S "$seed" -P "$work/fsx" "$file" > "$work/fsx.out" 2>&1; then
+        echo "fsx: $ops operations, $way, with seed $seed passed in $((SECONDS - began)) s"
       else
-        echo "fsx: $way, seed $seed FAILED"; tail -n 30 "$work/fsx.out"; failed=1
+        echo "fsx: $way, seed $seed FAILED"; head -n 5 "$work/fsx.out"; tail -n 20 "$work/fsx.out"; failed=1
       fi
     done
   done

@@ -15,6 +15,7 @@ mod fairness;
 mod forge;
 mod frames;
 mod handles;
+mod lies;
 mod names;
 mod races;
 mod raw;

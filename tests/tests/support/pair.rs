@@ -1,5 +1,7 @@
 //! Two guests with the same grant, a program in each that is talked to line by line, and dice that fall the same everywhere.
 
+#![allow(dead_code, reason = "each test program uses its part")]
+
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
@@ -27,13 +29,18 @@ impl Dice {
 
 /// A lab of the two, both with all of `shared` at `/mnt/work`.
 pub fn lab(purpose: &str) -> Lab {
+    lab_with(Options::for_test(purpose), "")
+}
+
+/// The same, with more lines in each grant.
+pub fn lab_with(options: Options, more: &str) -> Lab {
     let policy = tempfile::tempdir().unwrap();
     for app in APPS {
         let grant = "[[grant]]\npath = \"shared\"\nmount = \"/work\"\nrights = \"read-write\"\n";
-        let text = format!("application = \"{app}\"\nlifetime = \"8h\"\n\n{grant}");
+        let text = format!("application = \"{app}\"\nlifetime = \"8h\"\n\n{grant}{more}");
         fs::write(policy.path().join(format!("{app}.toml")), text).unwrap();
     }
-    let options = Options { policy: Some(policy.path().to_owned()), ..Options::for_test(purpose) };
+    let options = Options { policy: Some(policy.path().to_owned()), ..options };
     let lab = Lab::up(&options).unwrap();
     let status = lab.status().unwrap();
     assert!(status.guests.iter().all(|guest| guest.problem.is_none()), "{status:?}");

@@ -9,9 +9,10 @@ mod plot;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::sync::Barrier;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Parser;
 use serde::Serialize;
 use strongroom_benches::statistics::median;
@@ -75,6 +76,8 @@ fn main() -> Result<()> {
     let mut table = Table::default();
     files(&mut table, options.quick)?;
     sessions(&mut table, options.quick)?;
+    absent_sessions(&mut table, options.quick)?;
+    halves(&mut table, options.quick)?;
     revocations(&mut table, options.quick)?;
     if let Some(path) = &options.json {
         write(path, &serde_json::to_string_pretty(&table.0)?)?;
@@ -115,24 +118,63 @@ fn files(table: &mut Table, quick: bool) -> Result<()> {
             // A new session knows nothing yet.
             let mut guest = house.guest()?;
             let mut pick = Pick(size);
-            let mut times = [const { Vec::new() }; 4];
+            let mut costs = [const { Costs::new() }; 4];
             for sample in 0..SAMPLES {
                 let (directory, name) = House::place(per_directory, pick.below(size));
                 let parent = guest.directory(&directory)?;
-                times[0].push(timed(|| guest.lookup(parent, &name))?);
+                costs[0].take(&house, || guest.lookup(parent, &name))?;
                 let node = guest.lookup(parent, &name)?;
-                times[1].push(timed(|| guest.attributes(node))?);
+                costs[1].take(&house, || guest.attributes(node))?;
                 let new = format!("new-{sample}");
-                times[2].push(timed(|| guest.create(parent, &new))?);
-                times[3].push(timed(|| guest.remove(parent, &new))?);
+                costs[2].take(&house, || guest.create(parent, &new))?;
+                costs[3].take(&house, || guest.remove(parent, &new))?;
             }
-            for (name, times) in ["lookup", "attributes", "create and close", "remove"].into_iter().zip(times)
-            {
-                table.add((plot, against), (name, "us"), (size, median(&times).unwrap_or_default()));
+            for (name, costs) in OPERATIONS.into_iter().zip(&costs) {
+                costs.show(table, (plot, against), name, size);
             }
         }
     }
     Ok(())
+}
+
+/// What each operation is called, and what its share of the processor is.
+const OPERATIONS: [(&str, &str); 4] = [
+    ("lookup", "lookup: processor"),
+    ("attributes", "attributes: processor"),
+    ("create and close", "create and close: processor"),
+    ("remove", "remove: processor"),
+];
+
+const ENTERING: (&str, &str) = ("handshake, contract, welcome", "handshake, contract, welcome: processor");
+
+/// How long one operation took, and what the gateway's processor did for it.
+struct Costs {
+    times: Vec<f64>,
+    processor: Vec<f64>,
+}
+
+impl Costs {
+    const fn new() -> Costs {
+        Costs { times: Vec::new(), processor: Vec::new() }
+    }
+
+    fn take<T>(&mut self, house: &House, act: impl FnOnce() -> Result<T>) -> Result<()> {
+        let before = house.processor_ns()?;
+        self.times.push(timed(act)?);
+        self.processor.push(house.processor_ns()?.saturating_sub(before) as f64 / 1e3);
+        Ok(())
+    }
+
+    fn show(
+        &self,
+        table: &mut Table,
+        key: (&'static str, &'static str),
+        (operation, processor): (&'static str, &'static str),
+        size: u64,
+    ) {
+        table.add(key, (operation, "us"), (size, median(&self.times).unwrap_or_default()));
+        table.add(key, (processor, "us"), (size, median(&self.processor).unwrap_or_default()));
+    }
 }
 
 /// Against live sessions that do nothing.
@@ -155,9 +197,11 @@ fn sessions(table: &mut Table, quick: bool) -> Result<()> {
                 Ok(())
             })?);
         }
-        let times: Vec<f64> =
-            (0..SAMPLES * 4).map(|_| timed(|| guest.attributes(node))).collect::<Result<_>>()?;
-        table.add(key, ("attributes", "us"), (size, median(&times).unwrap_or_default()));
+        let mut costs = Costs::new();
+        for _ in 0..SAMPLES {
+            costs.take(&house, || guest.attributes(node))?;
+        }
+        costs.show(table, key, OPERATIONS[1], size);
         if let Some(opening) = median(&opened) {
             table.add(key, ("handshake, contract, welcome", "us"), (size, opening));
         }
@@ -167,6 +211,105 @@ fn sessions(table: &mut Table, quick: bool) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Against sessions whose guests are away for now: the gateway keeps what they have, a node and an open file each.
+fn absent_sessions(table: &mut Table, quick: bool) -> Result<()> {
+    let key = ("sessions without a connection", "sessions, each with a node and an open file");
+    let house = House::start(20_000)?;
+    house.fill(100, 0..1000)?;
+    let mut guest = house.guest()?;
+    let parent = guest.directory("d0")?;
+    let node = guest.lookup(parent, "f0")?;
+    let empty = house.memory_kib()?;
+    let mut away = 0;
+    for size in [1, 100, 1000, 10_000].into_iter().filter(|size| !quick || *size <= 1000) {
+        while away + 1 < size {
+            let mut other = house.guest()?;
+            let parent = other.directory("d0")?;
+            let node = other.lookup(parent, "f0")?;
+            other.open(node)?;
+            away += 1;
+        }
+        let mut costs = [const { Costs::new() }; 4];
+        for sample in 0..SAMPLES {
+            costs[0].take(&house, || guest.lookup(parent, "f1"))?;
+            costs[1].take(&house, || guest.attributes(node))?;
+            let new = format!("new-{sample}");
+            costs[2].take(&house, || guest.create(parent, &new))?;
+            costs[3].take(&house, || guest.remove(parent, &new))?;
+        }
+        for (name, costs) in OPERATIONS.into_iter().zip(&costs) {
+            costs.show(table, key, name, size);
+        }
+        if size >= 100 {
+            let memory = house.memory_kib()?.saturating_sub(empty);
+            table.add(key, ("memory of a session", "KiB"), (size, memory as f64 / (size - 1) as f64));
+        }
+    }
+    Ok(())
+}
+
+/// Guests that ask for as much as they can get at the same time: what the one gets that gets least.
+fn halves(table: &mut Table, quick: bool) -> Result<()> {
+    let key = ("guests at once", "guests that ask as fast as they can");
+    let time = Duration::from_secs(if quick { 1 } else { 5 });
+    let house = House::start(100)?;
+    house.fill(100, 0..200)?;
+    for (rate, share, makes) in [
+        (
+            "attributes of the guest with the fewest",
+            "attributes: its share of what all got, times the guests",
+            false,
+        ),
+        (
+            "create and remove of the guest with the fewest",
+            "create and remove: its share of what all got, times the guests",
+            true,
+        ),
+    ] {
+        for size in [1, 2, 4] {
+            let start = Barrier::new(size);
+            let rates = std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..size)
+                    .map(|which| {
+                        let (house, start) = (&house, &start);
+                        scope.spawn(move || {
+                            let guest = house.guest();
+                            start.wait();
+                            work(guest?, which, makes, time)
+                        })
+                    })
+                    .collect();
+                threads
+                    .into_iter()
+                    .map(|thread| thread.join().map_err(|_| anyhow!("a guest panicked"))?)
+                    .collect::<Result<Vec<f64>>>()
+            })?;
+            let least = rates.iter().copied().fold(f64::MAX, f64::min);
+            table.add(key, (rate, "/s"), (size as u64, least));
+            let all: f64 = rates.iter().sum();
+            table.add(key, (share, "%"), (size as u64, least / all * size as f64 * 100.0));
+        }
+    }
+    Ok(())
+}
+
+/// Operations a second of one guest.
+fn work(mut guest: Guest, which: usize, makes: bool, time: Duration) -> Result<f64> {
+    let parent = guest.directory("d0")?;
+    let node = guest.lookup(parent, "f0")?;
+    let (began, mut done, name) = (Instant::now(), 0u32, format!("of-{which}"));
+    while began.elapsed() < time {
+        if makes {
+            guest.create(parent, &name)?;
+            guest.remove(parent, &name)?;
+        } else {
+            guest.attributes(node)?;
+        }
+        done += 1;
+    }
+    Ok(f64::from(done) / began.elapsed().as_secs_f64())
 }
 
 /// Against revoked contracts on record.
@@ -180,12 +323,19 @@ fn revocations(table: &mut Table, quick: bool) -> Result<()> {
         house.launch()?;
         table.add(key, ("start of the gateway", "ms"), (size.max(1), starting.elapsed().as_secs_f64() * 1e3));
         house.fill(100, 0..100)?;
-        let times: Vec<f64> = (0..50).map(|_| timed(|| house.guest().map(drop))).collect::<Result<_>>()?;
-        table.add(
-            key,
-            ("handshake, contract, welcome", "us"),
-            (size.max(1), median(&times).unwrap_or_default()),
-        );
+        let mut entering = Costs::new();
+        for _ in 0..50 {
+            entering.take(&house, || house.guest().map(drop))?;
+        }
+        entering.show(table, key, ENTERING, size.max(1));
+        let mut guest = house.guest()?;
+        let parent = guest.directory("d0")?;
+        let node = guest.lookup(parent, "f0")?;
+        let mut costs = Costs::new();
+        for _ in 0..SAMPLES {
+            costs.take(&house, || guest.attributes(node))?;
+        }
+        costs.show(table, key, OPERATIONS[1], size.max(1));
         table.add(key, ("memory of the gateway", "MiB"), (size.max(1), house.memory_kib()? as f64 / 1024.0));
     }
     Ok(())
