@@ -16,7 +16,7 @@ use crate::state::OpenFile;
 use crate::transport::{Answer, Call, Payload};
 
 /// Nobody waits for it.
-const NOBODY: Caller = Caller { uid: 0, gid: 0, pid: 0 };
+pub(super) const NOBODY: Caller = Caller { uid: 0, gid: 0, pid: 0 };
 
 impl Fs {
     /// Does `then` once nothing that was answered early is under way of a file; with an error if the caller may wait no longer.
