@@ -1,6 +1,7 @@
 //! Locks. flock(2) and fcntl(2) locks share the gateway's table, because `fuser` 0.18 does not tell which it is (as on NFS).
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use fuser::Errno;
 use strongroom_protocol::attr::{Handle, Lock, LockKind, Node};
@@ -177,7 +178,7 @@ impl Fs {
         let wait = wait && lock.kind != LockKind::Unlock;
         let op = Op::SetLock { handle: Handle(file), lock, wait, reclaim: false };
         self.at_gateway(caller, file, done, move |fs, done| {
-            let (carrier, asked) = (fs.carrier.clone(), fs.asked());
+            let (carrier, asked, now) = (fs.carrier.clone(), fs.asked(), Instant::now());
             let answered = move |result: Result<Answer<'_>, Ended>| {
                 let heard = match &result {
                     Ok(Answer { outcome: Outcome::Done, life, note, .. }) => {
@@ -191,7 +192,7 @@ impl Fs {
                     let mut table = fs.state.leases.table();
                     // A recall takes the lease from the table first, and then asks what is kept.
                     if table.may_keep_locks(&heard, node) {
-                        fs.state.locks.lock().keep(node);
+                        fs.state.locks.lock().keep(node, now);
                     }
                 }
                 done(result.map_err(errno).and_then(nothing));

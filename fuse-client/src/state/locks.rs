@@ -10,6 +10,7 @@
 //! - While the gateway is being told, nothing is answered for the file.
 
 use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
 
 use strongroom_protocol::attr::{Lock, LockKind, Node};
 
@@ -17,6 +18,10 @@ use super::Then;
 
 /// Most locks held in the mount with which locks are kept: they must find room at the gateway (`KEPT_ROOM` there).
 const MOST_KEPT: usize = 256;
+
+/// How long after the gateway was asked locks are kept that are in use. Then it is asked again: one that was restarted while the
+/// connection was silent has forgotten, and waits for claims only so long (`lock-grace`, 10 s).
+const LONGEST: Duration = Duration::from_secs(3);
 
 /// A lock, and the open file through which it was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,8 +42,9 @@ enum Stage {
     Telling(Vec<Waiting>),
 }
 
-#[derive(Default)]
 struct Kept {
+    /// When the gateway was asked last.
+    asked: Instant,
     /// Owners whose locks the gateway knows, as they were when it said that they may be kept.
     known: HashSet<u64>,
     /// Owners whose locks have changed since.
@@ -279,7 +285,9 @@ impl Locks {
             return Here::Gateway;
         }
         let conflict = lock.kind != LockKind::Unlock && locks.conflict(&lock).is_some();
-        let Some(kept) = locks.kept().filter(|_| may) else { return Here::Tell };
+        let Some(kept) = locks.kept().filter(|kept| may && kept.asked.elapsed() < LONGEST) else {
+            return Here::Tell;
+        };
         if conflict {
             // Who waits does so at the gateway, where circles are seen.
             return if wait { Here::Tell } else { Here::Conflict };
@@ -301,7 +309,7 @@ impl Locks {
     pub fn query_here(&mut self, node: Node, lock: &Lock, may: bool) -> Result<Option<Lock>, Here> {
         let Some(locks) = self.files.get_mut(&node) else { return Err(Here::Gateway) };
         match &mut locks.stage {
-            Stage::Here(kept) if may => kept.used = true,
+            Stage::Here(kept) if may && kept.asked.elapsed() < LONGEST => kept.used = true,
             Stage::Here(_) | Stage::Telling(_) => return Err(Here::Tell),
             Stage::Gateway => return Err(Here::Gateway),
         }
@@ -327,8 +335,9 @@ impl Locks {
     }
 
     /// The gateway's answer to the only request under way says that the locks of a file may be kept here. To be called while the
-    /// table of leases is locked and says that the file's is exclusive: a recall first takes that away, then tells.
-    pub fn keep(&mut self, node: Node) {
+    /// table of leases is locked and says that the file's is exclusive: a recall first takes that away, then tells. `asked`: when the
+    /// request was made.
+    pub fn keep(&mut self, node: Node, asked: Instant) {
         if self.held >= MOST_KEPT {
             return;
         }
@@ -336,7 +345,7 @@ impl Locks {
         if file.asked == 0 && matches!(file.stage, Stage::Gateway) {
             let owned = file.owners.iter().filter(|(_, owned)| !owned.is_empty());
             let known = owned.map(|(owner, _)| *owner).collect();
-            file.stage = Stage::Here(Kept { known, changed: HashSet::new(), used: true });
+            file.stage = Stage::Here(Kept { asked, known, changed: HashSet::new(), used: true });
         }
     }
 
@@ -461,13 +470,13 @@ mod tests {
         let mut locks = Locks::default();
         assert_eq!(set(&mut locks, lock(0, 9, Shared)), Here::Gateway);
         locks.set(NODE, 1, lock(0, 9, Shared));
-        locks.keep(NODE);
+        locks.keep(NODE, Instant::now());
         assert_eq!(set(&mut locks, lock(20, 20, Shared)), Here::Gateway, "one is under way");
         locks.answered(NODE);
-        locks.keep(NODE);
+        locks.keep(NODE, Instant::now());
         assert!(locks.kept().is_empty(), "one is still");
         locks.answered(NODE);
-        locks.keep(NODE);
+        locks.keep(NODE, Instant::now());
         assert_eq!(locks.kept(), [NODE]);
         locks
     }
@@ -558,8 +567,19 @@ mod tests {
         }
         assert_eq!(set(&mut locks, lock(7, 7, Unlock)), Here::Tell, "it would split one");
         assert_eq!(told(&mut locks).len(), 2 * MOST_KEPT, "and between and behind them nothing");
-        locks.keep(NODE);
+        locks.keep(NODE, Instant::now());
         assert!(locks.kept().is_empty());
+    }
+
+    #[test]
+    fn nothing_is_answered_for_long_without_asking() {
+        let mut locks = kept();
+        locks.keep_none();
+        let Some(long_ago) = Instant::now().checked_sub(LONGEST) else { return };
+        locks.keep(NODE, long_ago);
+        assert_eq!(locks.kept(), [NODE]);
+        assert_eq!(set(&mut locks, lock(20, 20, Shared)), Here::Tell);
+        assert_eq!(locks.query_here(NODE, &lock(20, 20, Shared), true), Err(Here::Tell));
     }
 
     #[test]
