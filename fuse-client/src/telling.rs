@@ -14,7 +14,8 @@ use crate::state::{HeldLock, OpenFile, State, Telling, Then};
 use crate::transport::{Answer, Call, Payload};
 
 /// Asked for plainly, this ends that the client answers for the locks of a file: nobody has it.
-const NO_LOCK: Lock = Lock { owner: u64::MAX, pid: 0, start: u64::MAX, end: u64::MAX, kind: LockKind::Unlock };
+const NO_LOCK: Lock =
+    Lock { owner: u64::MAX, pid: 0, start: u64::MAX, end: u64::MAX, kind: LockKind::Unlock };
 
 struct Teller {
     submit: Submit,

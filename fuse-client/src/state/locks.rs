@@ -397,9 +397,8 @@ impl Locks {
 
     /// The files whose locks are kept here and have not been looked at since this was asked last.
     pub fn idle(&mut self) -> Vec<Node> {
-        let idle = |file: &mut FileLocks| {
-            file.kept().is_some_and(|kept| !std::mem::replace(&mut kept.used, false))
-        };
+        let idle =
+            |file: &mut FileLocks| file.kept().is_some_and(|kept| !std::mem::replace(&mut kept.used, false));
         self.files.iter_mut().filter_map(|(node, file)| idle(file).then_some(*node)).collect()
     }
 

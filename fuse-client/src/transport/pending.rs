@@ -97,10 +97,8 @@ impl Pending {
 
     /// Sent whatever the room, because others may depend on it.
     fn urgent(&self) -> bool {
-        let urgent = matches!(
-            self.op,
-            Op::CancelLock { .. } | Op::Ping | Op::Bye | Op::SetLock { reclaim: true, .. }
-        );
+        let urgent =
+            matches!(self.op, Op::CancelLock { .. } | Op::Ping | Op::Bye | Op::SetLock { reclaim: true, .. });
         self.direct || urgent
     }
 

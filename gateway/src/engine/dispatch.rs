@@ -225,9 +225,7 @@ fn attempt(gate: &Gate<'_>, call: Call<'_>, out: &mut ReplyBuf) -> Checked<Answe
             store::xattr::set(&gate.node(op, *node, None)?, *name_length, *flags, data)?.into()
         }
         Op::Removexattr { node } => store::xattr::remove(&gate.node(op, *node, None)?, data)?.into(),
-        Op::GetLock { handle, lock } => {
-            store::lock::get(&gate.handle(op, *handle)?, lock)?.into()
-        }
+        Op::GetLock { handle, lock } => store::lock::get(&gate.handle(op, *handle)?, lock)?.into(),
         Op::SetLock { handle, lock, wait, reclaim } => {
             let wait = wait.then_some((id, later));
             let outcome = store::lock::set(&gate.handle(op, *handle)?, lock, wait, *reclaim)?;
