@@ -408,6 +408,9 @@ impl Fs {
             (open, others, handles.of_node(node, OpenFile::at_gateway).is_some())
         };
         let (fs, node) = (self.clone(), open.node);
+        // The kernel tells of no owner if the lock is one of the open file description. Nobody else's is left by now.
+        let lock_owner =
+            lock_owner.or_else(|| self.state.locks.lock().through(file).first().map(|lock| lock.owner));
         let closing = self.state.locks.lock().release((node, file), lock_owner, others, there);
         let asking = match closing {
             Closing::Done => None,

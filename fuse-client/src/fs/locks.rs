@@ -64,10 +64,12 @@ impl Asking {
         Asking(Some((state.clone(), node)))
     }
 
-    /// It has ended for whoever asked, and the gateway may still carry it out.
-    pub(super) fn ended(mut self, result: &Result<Answer<'_>, Ended>) {
-        if let Err(Ended::Interrupted | Ended::Deadline) = result {
-            self.0 = None;
+    /// It has ended for whoever asked; the gateway may still carry it out if nobody waits any more. Returns whether it was the only
+    /// one all the time.
+    pub(super) fn ended(mut self, result: &Result<Answer<'_>, Ended>) -> bool {
+        match (self.0.take(), result) {
+            (None, _) | (_, Err(Ended::Interrupted | Ended::Deadline)) => false,
+            (Some((state, node)), _) => state.locks.lock().answered(node),
         }
     }
 }
@@ -187,8 +189,8 @@ impl Fs {
                     }
                     _ => None,
                 };
-                asking.ended(&result);
-                if let Some(heard) = heard {
+                let alone = asking.ended(&result);
+                if let Some(heard) = heard.filter(|_| alone) {
                     let mut table = fs.state.leases.table();
                     // A recall takes the lease from the table first, and then asks what is kept.
                     if table.may_keep_locks(&heard, node) {

@@ -5,8 +5,8 @@
 //! # Rules
 //! - The gateway's table decides, but for files whose locks are *kept* here: it has said so, and gives nobody else one before it
 //!   has been told ([`crate::telling`]) what there is.
-//! - Locks are kept from an answer on only if no other request about locks of the file is under way: whatever the gateway still
-//!   does with its table, this one would not know of it.
+//! - Locks are kept from an answer on only if no other request about locks of the file was under way since this one was made:
+//!   whatever the gateway does with its table afterwards, this one would not know of it.
 //! - While the gateway is being told, nothing is answered for the file.
 
 use std::collections::{HashMap, HashSet};
@@ -63,6 +63,8 @@ struct FileLocks {
     owners: HashMap<u64, Vec<HeldLock>>,
     /// Requests about locks that the gateway has not answered.
     asked: usize,
+    /// They were ever more than one since there was none.
+    crowded: bool,
     stage: Stage,
 }
 
@@ -108,6 +110,11 @@ pub struct Locks {
 }
 
 impl FileLocks {
+    fn begin(&mut self) {
+        self.asked += 1;
+        self.crowded |= self.asked > 1;
+    }
+
     fn conflict(&self, lock: &Lock) -> Option<Lock> {
         let stands = |held: &&HeldLock| {
             let old = held.lock;
@@ -159,15 +166,17 @@ impl Locks {
     fn ask(&mut self, node: Node, owner: u64) {
         let file = self.files.entry(node).or_default();
         file.owners.entry(owner).or_default();
-        file.asked += 1;
+        file.begin();
     }
 
-    /// The gateway has answered. If it never does (nobody waited any more), locks of the file are not kept again.
-    pub fn answered(&mut self, node: Node) {
-        if let Some(file) = self.files.get_mut(&node) {
-            file.asked = file.asked.saturating_sub(1);
-        }
+    /// The gateway has answered. If it never does (nobody waited any more), locks of the file are not kept again. Returns whether
+    /// no other request was under way at any time meanwhile: only then is it known in which order they were carried out.
+    pub fn answered(&mut self, node: Node) -> bool {
+        let Some(file) = self.files.get_mut(&node) else { return false };
+        file.asked = file.asked.saturating_sub(1);
+        let alone = file.asked == 0 && !std::mem::replace(&mut file.crowded, file.asked > 0);
         self.forget_unused(node);
+        alone
     }
 
     /// Whether an owner may have locks on a node.
@@ -257,7 +266,7 @@ impl Locks {
                 return Closing::Done;
             }
             Stage::Here(_) if !there => return Closing::Tell,
-            Stage::Here(_) | Stage::Gateway => locks.asked += 1,
+            Stage::Here(_) | Stage::Gateway => locks.begin(),
         }
         if let Stage::Here(_) = locks.stage {
             self.drop_through(file);
@@ -326,7 +335,7 @@ impl Locks {
             Stage::Here(kept) => kept.used = true,
             Stage::Telling(_) => return Closing::Tell,
             Stage::Gateway => {
-                locks.asked += 1;
+                locks.begin();
                 return Closing::Gateway;
             }
         }
@@ -334,7 +343,7 @@ impl Locks {
         Closing::Done
     }
 
-    /// The gateway's answer to the only request under way says that the locks of a file may be kept here. To be called while the
+    /// The gateway's answer to a request that was the only one under way ([`Locks::answered`]) says that the locks of a file may be kept here. To be called while the
     /// table of leases is locked and says that the file's is exclusive: a recall first takes that away, then tells. `asked`: when the
     /// request was made.
     pub fn keep(&mut self, node: Node, asked: Instant) {
@@ -474,7 +483,9 @@ mod tests {
         locks.answered(NODE);
         locks.keep(NODE, Instant::now());
         assert!(locks.kept().is_empty(), "one is still");
-        locks.answered(NODE);
+        assert!(!locks.answered(NODE), "nobody knows which was carried out last");
+        assert_eq!(set(&mut locks, lock(0, 9, Shared)), Here::Gateway);
+        assert!(locks.answered(NODE));
         locks.keep(NODE, Instant::now());
         assert_eq!(locks.kept(), [NODE]);
         locks
