@@ -22,5 +22,6 @@ mod opening;
 pub mod options;
 pub mod state;
 mod sys;
+mod telling;
 pub mod transport;
 pub mod tree;

@@ -67,7 +67,7 @@ fn millis(time: Duration) -> u64 {
 /// What all parts of an engine share.
 pub(crate) struct Shared {
     pub(crate) tree: Arc<Tree>,
-    pub(crate) locks: Locks,
+    pub(crate) locks: Arc<Locks>,
     pub(crate) lessees: Lessees,
     pub(crate) grace: Grace,
     pub(crate) options: EngineOptions,
@@ -199,7 +199,7 @@ impl Engine {
         };
         let shared = Shared {
             tree,
-            locks: Locks::default(),
+            locks: Arc::default(),
             lessees: Lessees::default(),
             grace: Grace::default(),
             options,
@@ -356,6 +356,7 @@ impl EngineSession {
             most: bounds.leases,
             recall: engine.shared.options.leases.recall,
             offences: lessees.offences(contract.ids.first().copied().unwrap_or(contract.id())),
+            locks: Arc::clone(&engine.shared.locks),
         });
         lessees.add(&lessee);
         let detection = contract.detection;

@@ -100,7 +100,8 @@ pub enum Op {
     /// The first lock that stands against this one (F_GETLK). Reply: `Locked`.
     GetLock { handle: Handle, lock: Lock },
     /// Set or release a lock; with `wait`, answered when it is had or [`Op::CancelLock`] names the request. With
-    /// `reclaim`, it was had before the gateway restarted. Reply: `Done`.
+    /// `reclaim`, it was had before the gateway restarted, or the client has answered for it itself. Reply: `Done`; with an
+    /// exclusive lease in its note the client may answer for the locks of the file from now on.
     SetLock { handle: Handle, lock: Lock, wait: bool, reclaim: bool },
     /// End the waiting of a [`Op::SetLock`]. Reply to this: `Done`; to the other: `EINTR`.
     CancelLock { request: u64 },

@@ -11,11 +11,13 @@ use strongroom_protocol::name::Name;
 use strongroom_protocol::op::Op;
 use strongroom_protocol::reply::Outcome;
 
-use super::{Caller, Fs, PERMISSIONS, Told};
+use super::behind::NOBODY;
+use super::locks::Asking;
+use super::{Caller, Fs, PERMISSIONS, Told, nothing};
 use crate::errno::{Ended, errno, of_name};
 use crate::lease::{Heard, OwnChange};
 use crate::opening;
-use crate::state::OpenFile;
+use crate::state::{Closing, OpenFile};
 use crate::transport::{Answer, Call, Payload};
 
 /// Most bytes that one request copies: the gateway is busy with it, and a fence waits for it. Callers go on after a
@@ -353,16 +355,31 @@ impl Fs {
         done: impl FnOnce(Result<(), Errno>) + Send + 'static,
     ) {
         // The gateway has all that was written, so there is nothing to tell but locks to release.
-        if !self.state.locks.lock().may_have(open.node, lock_owner) {
-            let dead = open.wire.lock().dead;
-            return done(self.unbarred().and(dead.map_or(Ok(()), Err)));
+        let (fs, node) = (self.clone(), open.node);
+        let closing = self.state.locks.lock().flush(node, lock_owner);
+        match closing {
+            Closing::Done => {
+                let dead = open.wire.lock().dead;
+                return done(self.unbarred().and(dead.map_or(Ok(()), Err)));
+            }
+            Closing::Tell => {
+                // Whoever closes is not kept from that by a signal.
+                return self.tell_locks(NOBODY, node, true, move |_| {
+                    fs.flush_settled(caller, (file, open), lock_owner, done);
+                });
+            }
+            Closing::Gateway => {}
         }
-        let fs = self.clone();
+        let asking = Asking::of(&self.state, node);
         let op = Op::Flush { handle: Handle(file), lock_owner };
-        self.ask_done(caller, op, Payload::default(), move |result| {
-            fs.state.locks.lock().drop_owner(open.node, lock_owner);
-            done(result);
-        });
+        let answered = move |result: Result<Answer<'_>, Ended>| {
+            fs.state.locks.lock().drop_owner(node, lock_owner);
+            asking.ended(&result);
+            done(result.map_err(errno).and_then(nothing));
+        };
+        let call =
+            Call { op, data: Payload::default(), pid: caller.pid, done: Box::new(answered), keep: None };
+        self.carrier.submit(call);
     }
 
     /// The last descriptor is closed.
@@ -403,21 +420,44 @@ impl Fs {
         lock_owner: Option<u64>,
         done: impl FnOnce(Result<(), Errno>) + Send + 'static,
     ) {
-        let open = self.state.handles.lock().get(file);
-        let Some(open) = open else { return done(Err(Errno::EBADF)) };
-        let fs = self.clone();
-        let op = Op::Release { handle: Handle(file), lock_owner };
-        self.ask_done(caller, op, Payload::default(), move |_| {
-            let mut locks = fs.state.locks.lock();
-            locks.drop_through(file);
-            if let Some(owner) = lock_owner {
-                locks.drop_owner(open.node, owner);
+        let (open, others, there) = {
+            let handles = self.state.handles.lock();
+            let Some(open) = handles.get(file) else { return done(Err(Errno::EBADF)) };
+            let (node, others) = (open.node, handles.has(open.node));
+            (open, others, handles.of_node(node, OpenFile::at_gateway).is_some())
+        };
+        let (fs, node) = (self.clone(), open.node);
+        // The kernel tells of no owner if the lock is one of the open file description. Nobody else's is left by now.
+        let lock_owner =
+            lock_owner.or_else(|| self.state.locks.lock().through(file).first().map(|lock| lock.owner));
+        let closing = self.state.locks.lock().release((node, file), lock_owner, others, there);
+        let asking = match closing {
+            Closing::Done => None,
+            Closing::Tell => {
+                return self.tell_locks(NOBODY, node, true, move |_| {
+                    fs.release_at_gateway(caller, file, lock_owner, done);
+                });
             }
-            drop(locks);
+            Closing::Gateway => Some(Asking::of(&self.state, node)),
+        };
+        let op = Op::Release { handle: Handle(file), lock_owner };
+        let answered = move |result: Result<Answer<'_>, Ended>| {
+            if let Some(asking) = asking {
+                let mut locks = fs.state.locks.lock();
+                locks.drop_through(file);
+                if let Some(owner) = lock_owner {
+                    locks.drop_owner(node, owner);
+                }
+                drop(locks);
+                asking.ended(&result);
+            }
             fs.state.handles.lock().remove(file);
             // There is nobody left to tell of a failure of this (close(2) has returned).
             done(Ok(()));
-        });
+        };
+        let call =
+            Call { op, data: Payload::default(), pid: caller.pid, done: Box::new(answered), keep: None };
+        self.carrier.submit(call);
     }
 
     /// Brings a file or directory to stable storage.
@@ -453,7 +493,7 @@ impl Fs {
         let open = self.state.handles.lock().get(file);
         let Some(open) = open else { return done(Err(Errno::EBADF)) };
         self.settled(caller, open.node, move |fs, ready| match ready {
-            Ok(()) => fs.change_file(caller, file, (op, Payload::default()), super::nothing, done),
+            Ok(()) => fs.change_file(caller, file, (op, Payload::default()), nothing, done),
             Err(errno) => done(Err(errno)),
         });
     }

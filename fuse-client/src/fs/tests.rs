@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 mod behind;
+mod locks;
 
 use std::collections::VecDeque;
 use std::sync::mpsc;
@@ -9,7 +10,7 @@ use std::sync::mpsc;
 use fuser::{FopenFlags, RenameFlags};
 use parking_lot::Mutex;
 use strongroom_contracts::Rights;
-use strongroom_protocol::attr::{LockKind, SetTime, Time};
+use strongroom_protocol::attr::{Lock, LockKind, SetTime, Time};
 use strongroom_protocol::hello::GrantInfo;
 use strongroom_protocol::lease::{Lease, LeaseTerms, Note, What};
 use strongroom_protocol::readdir::{self, DirEntry};

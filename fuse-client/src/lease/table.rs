@@ -458,6 +458,17 @@ impl Table {
         self.nodes.get(&node).is_some_and(|held| held.lease == Lease::Exclusive)
     }
 
+    /// An answer says that the locks of a file may be kept here: whether that still holds.
+    pub fn may_keep_locks(&mut self, heard: &Heard, node: Node) -> bool {
+        let stamp = heard.note.stamp;
+        heard.note.node == Lease::Exclusive
+            && self.grant(heard, node, Lease::Exclusive, false)
+            && self
+                .nodes
+                .get(&node)
+                .is_some_and(|held| held.lease == Lease::Exclusive && held.alone.max(held.over) <= stamp)
+    }
+
     /// Whether a change of this guest was under way at any time since a request, so that its answer may be from before it.
     pub fn is_doubtful(&self, node: Node, asked: Asked) -> bool {
         let changed = |held: &Held| held.changing > 0 || held.changed > asked.seq;

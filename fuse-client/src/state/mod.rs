@@ -2,8 +2,8 @@
 //! restarted or a new contract came. In the client's own terms: node and handle numbers here mean nothing on the wire until
 //! [`Grants::to_wire`] and [`OpenFile`] have translated them.
 //!
-//! Lock order: each table has its own lock, and none is held while another is taken; but that of [`Behind`] is taken under that of
-//! the leases.
+//! Lock order: each table has its own lock, and none is held while another is taken; but those of [`Behind`] and of the locks are
+//! taken under that of the leases.
 
 mod ahead;
 mod grants;
@@ -27,7 +27,7 @@ use crate::tree::Tree;
 pub use ahead::{Ahead, ToList};
 pub use grants::{Grant, Grants};
 pub use handles::{Coming, Handles, OpenFile, Survey, Then, Turn, Wire};
-pub use locks::{HeldLock, Locks};
+pub use locks::{Closing, HeldLock, Here, Locks, Telling};
 pub use nodes::{Known, Nodes};
 pub use reading::{Batch, FileHint, LONGEST, Reading};
 

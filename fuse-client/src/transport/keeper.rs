@@ -21,6 +21,7 @@ use crate::errno::{Ended, errno};
 use crate::lease::Drop;
 use crate::opening;
 use crate::state::{OpenFile, Wire};
+use crate::telling;
 
 /// Pauses between attempts to connect: doubled from the first to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
@@ -389,6 +390,10 @@ impl Keeper {
         self.shared.state.welcome(grants);
         // The skeleton may be another one.
         self.shared.state.take_back(&Drop { all_entries: true, ..Drop::default() });
+        if restarted {
+            // It is told of all that is held, or has ended it.
+            self.shared.state.locks.lock().keep_none();
+        }
         let serial = self.install(*channel)?;
         if restarted {
             self.open_all_again(serial, fresh);
@@ -418,9 +423,10 @@ impl Keeper {
     fn install(&self, channel: Channel) -> Result<u64, OpenError> {
         // A gateway that takes nothing any more is as good as gone.
         channel.sender.set_timeout(Some(SEND_MAX)).map_err(KnockError::from)?;
-        // What was answered early is with the gateway before the leases end under which it was.
+        // What was answered early is with the gateway before the leases end under which it was; and so are locks that are kept.
         let alone = self.shared.core.lock().live_links() == 0;
-        let late = alone && self.shared.state.behind.any();
+        let kept = if alone { self.shared.state.locks.lock().kept() } else { vec![] };
+        let late = alone && (self.shared.state.behind.any() || !kept.is_empty());
         if !late && take_leases(&channel.sender).is_err() {
             channel.closer.close();
         }
@@ -458,10 +464,13 @@ impl Keeper {
             return Err(error.into());
         }
         if late {
-            let recalls = self.shared.recalls.clone();
+            let (shared, asker) = (self.shared.clone(), self.shared.clone());
+            let submit: opening::Submit = Arc::new(move |call| asker.enqueue(Pending::new(call)));
             self.shared.state.behind.wait_for_all(Box::new(move || {
-                // Readers never send. The thread is gone only when the mount ends.
-                let _ = recalls.send(super::recall::Task::TakeLeases { sender });
+                telling::tell_all(&submit, &shared.state.clone(), kept, false, move || {
+                    // Readers never send. The thread is gone only when the mount ends.
+                    let _ = shared.recalls.send(super::recall::Task::TakeLeases { sender });
+                });
             }));
         }
         Ok(serial)

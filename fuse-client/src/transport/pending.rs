@@ -97,7 +97,9 @@ impl Pending {
 
     /// Sent whatever the room, because others may depend on it.
     fn urgent(&self) -> bool {
-        self.direct || matches!(self.op, Op::CancelLock { .. } | Op::Ping | Op::Bye)
+        let urgent =
+            matches!(self.op, Op::CancelLock { .. } | Op::Ping | Op::Bye | Op::SetLock { reclaim: true, .. });
+        self.direct || urgent
     }
 
     fn bulk(&self) -> bool {

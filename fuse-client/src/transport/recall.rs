@@ -7,15 +7,16 @@ use std::time::{Duration, Instant};
 
 use strongroom_channel::Sender;
 use strongroom_protocol::attr::Node;
-use strongroom_protocol::lease::Recalled;
+use strongroom_protocol::lease::{Recalled, What};
 use strongroom_protocol::op::Op;
 
 use super::Shared;
 use super::keeper::take_leases;
-use super::pending::Pending;
+use super::pending::{Pending, Phase};
 use crate::lease::Drop;
 use crate::opening;
 use crate::state::State;
+use crate::telling;
 
 /// What the recall thread is to do.
 pub(super) enum Task {
@@ -35,10 +36,17 @@ pub(super) enum Task {
 
 /// How often the table is looked at for what has not been used.
 const SWEEP: Duration = Duration::from_secs(5);
+/// How long the locks of a file are kept here that nobody asks for.
+const KEPT: Duration = Duration::from_millis(500);
 
 pub(super) fn run(shared: &Arc<Shared>, tasks: &mpsc::Receiver<Task>) {
+    let (mut swept, mut looked) = (Instant::now(), Instant::now());
     loop {
-        match tasks.recv_timeout(SWEEP) {
+        if looked.elapsed() >= KEPT {
+            looked = Instant::now();
+            shared.tell_idle();
+        }
+        match tasks.recv_timeout(KEPT) {
             Ok(Task::Recall { life, id, stamp, items }) => shared.recalled(life, id, stamp, &items),
             Ok(Task::Lost { life, id, stamp }) => shared.leases_lost(life, id, stamp),
             Ok(Task::Acknowledge { id }) => shared.send_unanswered(Op::Recalled { id }, vec![]),
@@ -46,7 +54,11 @@ pub(super) fn run(shared: &Arc<Shared>, tasks: &mpsc::Receiver<Task>) {
             // A failure shows on the connection's reader as well.
             Ok(Task::TakeLeases { sender }) => drop(take_leases(&sender)),
             Ok(Task::End) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
-            Err(mpsc::RecvTimeoutError::Timeout) => shared.sweep(),
+            Err(mpsc::RecvTimeoutError::Timeout) if swept.elapsed() >= SWEEP => {
+                swept = Instant::now();
+                shared.sweep();
+            }
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
         }
     }
 }
@@ -54,6 +66,7 @@ pub(super) fn run(shared: &Arc<Shared>, tasks: &mpsc::Receiver<Task>) {
 impl Shared {
     fn recalled(self: &Arc<Self>, life: u64, id: u64, stamp: u64, items: &[Recalled]) {
         let mut drop = Drop::default();
+        let mut told = vec![];
         {
             let grants = self.state.grants.read();
             let mut table = self.state.leases.table();
@@ -65,10 +78,13 @@ impl Shared {
                 // Of another contract's grant nothing is known.
                 if let Some(node) = grants.from_wire(item.node) {
                     table.recall(stamp, node, &item.what, now, &mut drop);
+                    if !matches!(item.what, What::Name(_)) {
+                        told.push(node);
+                    }
                 }
             }
         }
-        self.acknowledge(drop, id);
+        self.acknowledge(drop, told, id);
     }
 
     fn leases_lost(self: &Arc<Self>, life: u64, id: u64, stamp: u64) {
@@ -82,10 +98,11 @@ impl Shared {
             drop
         };
         self.settings.journal.note("the gateway took all leases back, because an answer was late");
-        self.acknowledge(drop, id);
+        self.acknowledge(drop, self.state.locks.lock().kept(), id);
     }
 
-    fn acknowledge(self: &Arc<Self>, drop: Drop, id: u64) {
+    /// `told`: of the locks of these the gateway is told, if they are kept here.
+    fn acknowledge(self: &Arc<Self>, drop: Drop, told: Vec<Node>, id: u64) {
         self.state.take_back(&drop);
         {
             let mut nodes = self.state.nodes.lock();
@@ -101,18 +118,36 @@ impl Shared {
         };
         let written: Vec<Node> =
             drop.write.into_iter().filter(|node| self.state.behind.busy(*node)).collect();
-        if lazy.is_empty() && written.is_empty() {
+        let kept: Vec<Node> = {
+            let kept = self.state.locks.lock().kept();
+            told.into_iter().filter(|node| kept.contains(node)).collect()
+        };
+        if lazy.is_empty() && written.is_empty() && kept.is_empty() {
             return self.send_unanswered(Op::Recalled { id }, vec![]);
         }
         let shared = self.clone();
         let asker = self.clone();
         let submit: opening::Submit = Arc::new(move |call| asker.submit(Pending::new(call)));
+        let teller = submit.clone();
         opening::ensure_all(&submit, &self.state, &|node| lazy.contains(&node), move || {
             when_written(&shared.state.clone(), written, move || {
-                // Readers never send. The thread is gone only when the mount ends.
-                let _ = shared.recalls.send(Task::Acknowledge { id });
+                telling::tell_all(&teller, &shared.state.clone(), kept, false, move || {
+                    // Readers never send. The thread is gone only when the mount ends.
+                    let _ = shared.recalls.send(Task::Acknowledge { id });
+                });
             });
         });
+    }
+
+    /// What is not looked at is with the gateway: if this guest is suspended, nobody waits for it in vain.
+    fn tell_idle(self: &Arc<Self>) {
+        if self.core.lock().phase != Phase::Up {
+            return;
+        }
+        let idle = self.state.locks.lock().idle();
+        let asker = self.clone();
+        let submit: opening::Submit = Arc::new(move |call| asker.submit(Pending::new(call)));
+        telling::tell_all(&submit, &self.state, idle, true, || {});
     }
 
     fn sweep(&self) {

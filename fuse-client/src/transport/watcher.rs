@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use fuser::Errno;
 use strongroom_protocol::codec;
 use strongroom_protocol::op::Op;
 
@@ -34,6 +35,8 @@ pub(super) fn watch(shared: &Arc<Shared>) {
         busy = shared.look_after_waiting(Instant::now());
         let killed = |pid| Masks::of(pid).is_some_and(|masks| masks.killed());
         shared.state.behind.interrupt(killed);
+        let ended = shared.state.locks.lock().interrupted(killed);
+        ended.into_iter().for_each(|then| then(Err(Errno::EINTR)));
         shared.tell_forgotten();
         shared.look_after_links(Instant::now());
         shared.look_at_file(Instant::now(), &mut looked);

@@ -16,7 +16,6 @@ use super::{Call, ClaimChange, Done, EngineSession, ReplyBuf, Served};
 use crate::gate::Gate;
 use crate::gate::refusal::{Checked, Refusal};
 use crate::leases::Waiting;
-use crate::locks::How;
 use crate::store;
 
 /// How often an operation is begun anew because a subtree had to be counted first.
@@ -226,13 +225,10 @@ fn attempt(gate: &Gate<'_>, call: Call<'_>, out: &mut ReplyBuf) -> Checked<Answe
             store::xattr::set(&gate.node(op, *node, None)?, *name_length, *flags, data)?.into()
         }
         Op::Removexattr { node } => store::xattr::remove(&gate.node(op, *node, None)?, data)?.into(),
-        Op::GetLock { handle, lock } => {
-            store::lock::get(&gate.handle(op, *handle)?, &gate.engine.locks, lock)?.into()
-        }
+        Op::GetLock { handle, lock } => store::lock::get(&gate.handle(op, *handle)?, lock)?.into(),
         Op::SetLock { handle, lock, wait, reclaim } => {
-            let how =
-                How { wait: wait.then_some((id, later)), reclaim: *reclaim, most: gate.session.bounds.locks };
-            let outcome = store::lock::set(&gate.handle(op, *handle)?, &gate.engine.locks, lock, how)?;
+            let wait = wait.then_some((id, later));
+            let outcome = store::lock::set(&gate.handle(op, *handle)?, lock, wait, *reclaim)?;
             Answer { outcome, claim: None, settle: false }
         }
         Op::CancelLock { request } => {

@@ -8,7 +8,7 @@ use strongroom_protocol::lease::Lease;
 
 use super::grant::GrantState;
 use super::refusal::Checked;
-use super::{Permit, Scope};
+use super::{OnHandle, Permit, Scope};
 use crate::engine::Shared;
 use crate::leases::{Change, Deal, Deed, Held, Lessee, Wish};
 use crate::tree::{Node, Stat};
@@ -152,6 +152,25 @@ impl<On> Permit<'_, On> {
             || self.scope.hold(from, Wish::Touch).is_ok_and(|held| held.lease != Lease::None);
         let there = self.changed_names(to);
         self.scope.deal.note_names(here && there);
+    }
+}
+
+impl Permit<'_, OnHandle> {
+    /// To be called before the locks of an open file are looked at: whose client answers for them itself must tell first.
+    ///
+    /// # Errors
+    /// As [`Permit::reading`].
+    pub(crate) fn seeing_locks(&self) -> Checked<()> {
+        self.scope.hold(&self.target().node, Wish::Touch).map(drop)
+    }
+
+    /// The same before a lock is taken. If nobody else has anything of the file the session is given a lease, under which its
+    /// client may answer for the locks.
+    ///
+    /// # Errors
+    /// As [`Permit::reading`].
+    pub(crate) fn locking(&self) -> Checked<()> {
+        self.scope.hold(&self.target().node, Wish::Write).map(drop)
     }
 }
 

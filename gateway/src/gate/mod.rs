@@ -17,16 +17,17 @@ use std::sync::atomic::Ordering;
 use rustix::io::Errno;
 use strongroom_contracts::{Ownership, Right};
 use strongroom_protocol::attr::{self, Attr, Credentials, Handle};
+use strongroom_protocol::lease::Lease;
 use strongroom_protocol::op::Op;
 use strongroom_protocol::reply::{Entry, Failure};
 
 pub use turnstile::{Admission, Turnstile};
 
 use crate::detect::Watch;
-use crate::engine::{EngineSession, Shared, SpecialFiles};
+use crate::engine::{EngineSession, LockReply, Shared, SpecialFiles};
 use crate::handles::{Open, Use};
-use crate::leases::Deal;
-use crate::locks::Owner;
+use crate::leases::{Deal, Key};
+use crate::locks::{Asked, How, Owner};
 use crate::quota::Limit;
 use crate::sys::Identity;
 use crate::tree::sections::Section;
@@ -568,6 +569,37 @@ impl Permit<'_, IntoDir> {
 impl Permit<'_, OnHandle> {
     pub(crate) fn target(&self) -> &Arc<Open> {
         &self.on.open
+    }
+
+    fn lock_key(&self) -> Key {
+        Key::new(self.scope.session.number, self.scope.number)
+    }
+
+    /// The lock that stands against this one.
+    pub(crate) fn query_lock(&self, lock: &attr::Lock) -> Option<attr::Lock> {
+        let owner = Owner { session: self.scope.session.number, owner: lock.owner };
+        self.scope.engine.locks.query(self.on.open.node.id, owner, self.lock_key(), lock)
+    }
+
+    /// Sets or gives up a lock. The reply says so if the client may answer for the locks of the file from now on.
+    pub(crate) fn set_lock(
+        &self,
+        lock: &attr::Lock,
+        wait: Option<(u64, &dyn Fn() -> LockReply)>,
+        reclaim: bool,
+    ) -> Asked {
+        let Scope { engine, session, deal, number, .. } = &self.scope;
+        let owner = Owner { session: session.number, owner: lock.owner };
+        let node = &self.on.open.node;
+        let (by, most) = (self.lock_key(), session.bounds.locks);
+        let (asked, due) = deal.with_locks(node, *number, |may_keep| {
+            engine.locks.set(node.id, owner, lock, How { wait, reclaim, most, by, may_keep })
+        });
+        due.send();
+        if asked == Asked::Kept {
+            deal.note_node(Lease::Exclusive);
+        }
+        asked
     }
 }
 

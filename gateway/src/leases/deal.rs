@@ -182,6 +182,15 @@ impl Deal {
         Ok(Held { lease: lessee.give(node, key, wish), fresh: true })
     }
 
+    /// Does something with the locks of a file; it is told whether the session's client may answer for them itself from now
+    /// on. That does not change meanwhile.
+    pub(crate) fn with_locks<T>(&self, node: &Node, grant: u16, act: impl FnOnce(bool) -> T) -> T {
+        let Some(lessee) = &self.lessee else { return act(false) };
+        let mut state = node.leases.lock();
+        let may = lessee.may_keep() && state.may_keep_locks(Key::new(lessee.number, grant));
+        act(may)
+    }
+
     /// To be called before a change is applied, with all that it concerns: from now until the end of the operation nobody
     /// else is given leases on the nodes, and whoever holds one must let go first.
     ///

@@ -14,6 +14,7 @@ use strongroom_protocol::reply::Event;
 use super::node::{Holder, Key, Wish, covers};
 use super::wait::Wait;
 use crate::gate::grant::GrantState;
+use crate::locks::Locks;
 use crate::tree::Node;
 
 /// Leases that are given up at once where there is no room for more.
@@ -133,6 +134,7 @@ pub(crate) struct Lessee {
     recalls: Mutex<Recalls>,
     teller: OnceLock<Arc<dyn Teller>>,
     offences: Arc<Offences>,
+    locks: Arc<Locks>,
 }
 
 /// What a lessee is made of.
@@ -146,17 +148,20 @@ pub(crate) struct LesseeParts {
     pub(crate) recall: Duration,
     /// What is known of the contract's clients.
     pub(crate) offences: Arc<Offences>,
+    /// The locks for which clients may answer.
+    pub(crate) locks: Arc<Locks>,
 }
 
 impl Lessee {
     pub(crate) fn new(parts: LesseeParts) -> Arc<Lessee> {
-        let LesseeParts { number, grants, most, recall, offences } = parts;
+        let LesseeParts { number, grants, most, recall, offences, locks } = parts;
         Arc::new(Lessee {
             number,
             grants,
             most: most.max(1),
             recall,
             offences,
+            locks,
             takes: AtomicBool::new(false),
             present: AtomicBool::new(false),
             barred: AtomicU32::new(0),
@@ -211,6 +216,8 @@ impl Lessee {
         };
         if was_alone {
             self.void();
+            // Its client has told of them before it says this.
+            self.locks.end_all_keeping(self.number).send();
         }
         self.takes.store(true, Ordering::Relaxed);
         let recalls = self.recalls.lock();
@@ -413,10 +420,15 @@ impl Lessee {
     pub(crate) fn answered(&self, id: u64) -> bool {
         let pending = {
             let mut recalls = self.recalls.lock();
-            if recalls.lost.take_if(|lost| *lost == id).is_some() {
+            if recalls.lost == Some(id) {
+                // With the locks too; before there can be leases again.
+                let due = self.locks.end_all_keeping(self.number);
+                recalls.lost = None;
                 if recalls.alone.is_none() && !recalls.over {
                     self.table.lock().open = true;
                 }
+                drop(recalls);
+                due.send();
                 return true;
             }
             recalls.pending.remove(&id)
@@ -426,7 +438,7 @@ impl Lessee {
             let key = Key::new(self.number, item.grant);
             match &item.what {
                 What::Name(_) => {}
-                What::Shared => item.node.leases.lock().make_shared(key, item.since),
+                What::Shared => self.share(&item.node, key, item.since),
                 What::All { .. } => self.let_go(&item.node, key, item.since),
             }
         }
@@ -438,18 +450,30 @@ impl Lessee {
         true
     }
 
+    /// Makes an exclusive lease a shared one.
+    fn share(&self, node: &Node, key: Key, since: u64) {
+        let due = {
+            let mut state = node.leases.lock();
+            let shared = state.make_shared(key, since);
+            shared.then(|| self.locks.end_keeping(node.id, key))
+        };
+        due.unwrap_or_default().send();
+    }
+
     /// Takes a lease that is being recalled out of its node and out of the table.
     fn let_go(&self, node: &Arc<Node>, key: Key, since: u64) {
-        let slot = {
+        let gone = {
             let mut state = node.leases.lock();
             match state.get(key) {
                 Some(holder) if holder.going && holder.since == since => {
-                    state.remove(key).map(|holder| holder.slot)
+                    let due = self.locks.end_keeping(node.id, key);
+                    state.remove(key).map(|holder| (holder.slot, due))
                 }
                 _ => None,
             }
         };
-        let Some(slot) = slot else { return };
+        let Some((slot, due)) = gone else { return };
+        due.send();
         let mut table = self.table.lock();
         let Some(place) = table.slots.get_mut(slot as usize) else { return };
         // Meanwhile the place may be another's: then the node has a lease with this place again, or the place another node.

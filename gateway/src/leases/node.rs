@@ -216,6 +216,12 @@ impl State {
         alone && self.sharing == 0 && !self.changed_by_others(key)
     }
 
+    /// Whether the client of this holder may answer for the locks of the file: nobody else holds anything, or is about to.
+    pub(super) fn may_keep_locks(&mut self, key: Key) -> bool {
+        let alone = self.exclusive && self.sharing == 0 && !self.changed_by_others(key);
+        alone && self.get(key).is_some_and(|holder| !holder.going && !holder.sharing)
+    }
+
     /// Makes the only lease exclusive, which is a new one of this number.
     pub(super) fn make_exclusive(&mut self, since: u64) {
         if let Holders::One(one) = &mut self.holders
@@ -227,12 +233,14 @@ impl State {
         }
     }
 
-    /// Makes an exclusive lease shared.
-    pub(super) fn make_shared(&mut self, key: Key, since: u64) {
-        if let Some(holder) = self.get(key).filter(|holder| holder.sharing && holder.since == since) {
-            (holder.sharing, holder.exclusive) = (false, false);
-            self.exclusive = false;
-        }
+    /// Makes an exclusive lease shared. `false`: it is not being recalled, or another one.
+    pub(super) fn make_shared(&mut self, key: Key, since: u64) -> bool {
+        let Some(holder) = self.get(key).filter(|holder| holder.sharing && holder.since == since) else {
+            return false;
+        };
+        (holder.sharing, holder.exclusive) = (false, false);
+        self.exclusive = false;
+        true
     }
 
     /// Adds a holder that is not there yet.
@@ -367,9 +375,9 @@ mod tests {
         assert!(state.exclusive_other(theirs).is_some() && state.exclusive_other(mine).is_none());
         state.get(mine).unwrap().sharing = true;
         assert_eq!(state.get(mine).unwrap().lease(), Lease::Shared);
-        state.make_shared(mine, 6);
+        assert!(!state.make_shared(mine, 6));
         assert!(state.exclusive_other(theirs).is_some(), "that was another one");
-        state.make_shared(mine, 7);
+        assert!(state.make_shared(mine, 7));
         assert!(state.exclusive_other(theirs).is_none());
         state.begin_sharing();
         assert!(!state.may_be_exclusive(mine));

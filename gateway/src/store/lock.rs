@@ -1,30 +1,31 @@
 //! Byte-range locks.
 
-use strongroom_protocol::attr::Lock;
+use strongroom_protocol::attr::{Lock, LockKind};
 use strongroom_protocol::reply::{Failure, Outcome};
 
+use crate::engine::LockReply;
 use crate::gate::refusal::Checked;
 use crate::gate::{OnHandle, Permit};
-use crate::locks::{Asked, How, Locks, Owner};
+use crate::locks::Asked;
 
-fn owner(permit: &Permit<'_, OnHandle>, lock: &Lock) -> Owner {
-    Owner { session: permit.session().number, owner: lock.owner }
-}
-
-pub(crate) fn get(permit: &Permit<'_, OnHandle>, locks: &Locks, lock: &Lock) -> Checked<Outcome> {
-    let node = permit.target().node.id;
-    Ok(Outcome::Locked(locks.query(node, owner(permit, lock), lock)))
+pub(crate) fn get(permit: &Permit<'_, OnHandle>, lock: &Lock) -> Checked<Outcome> {
+    permit.seeing_locks()?;
+    Ok(Outcome::Locked(permit.query_lock(lock)))
 }
 
 /// `None`: it waits.
 pub(crate) fn set(
     permit: &Permit<'_, OnHandle>,
-    locks: &Locks,
     lock: &Lock,
-    how: How<'_>,
+    wait: Option<(u64, &dyn Fn() -> LockReply)>,
+    reclaim: bool,
 ) -> Checked<Option<Outcome>> {
-    match locks.set(permit.target().node.id, owner(permit, lock), lock, how) {
-        Asked::Given => Ok(Some(Outcome::Done)),
+    // What is reclaimed, or told by the client that answers for the locks, others may wait for.
+    if lock.kind != LockKind::Unlock && !reclaim {
+        permit.locking()?;
+    }
+    match permit.set_lock(lock, wait, reclaim) {
+        Asked::Given | Asked::Kept => Ok(Some(Outcome::Done)),
         Asked::Waits => Ok(None),
         Asked::Refused(failure) => Err(Failure::into(failure)),
     }

@@ -75,6 +75,7 @@ impl<'a> Authority<'a> {
             most: 1,
             recall: engine.options.leases.recall,
             offences: Arc::default(),
+            locks: Arc::clone(&engine.locks),
         });
         Authority {
             engine,

@@ -17,7 +17,7 @@ use strongroom_protocol::reply::{Event, Failure, Outcome};
 use crate::support::*;
 
 /// A hang guard.
-const LONG: Duration = Duration::from_secs(60);
+pub const LONG: Duration = Duration::from_secs(60);
 const ALL: What = What::All { data: false, open: false };
 
 struct Inbox(Mutex<Sender<(Event, Vec<u8>)>>);
@@ -29,9 +29,9 @@ impl Teller for Inbox {
 }
 
 /// A guest that takes leases.
-struct Taker {
+pub struct Taker {
     guest: Guest,
-    inbox: Receiver<(Event, Vec<u8>)>,
+    pub inbox: Receiver<(Event, Vec<u8>)>,
 }
 
 impl std::ops::Deref for Taker {
@@ -43,7 +43,7 @@ impl std::ops::Deref for Taker {
 }
 
 /// Recalls are waited for `recall`.
-fn world(recall: Duration) -> World {
+pub fn world(recall: Duration) -> World {
     let leases = LeaseOptions { recall, ..LeaseOptions::default() };
     let world = World::with(EngineOptions { leases, ..EngineOptions::default() });
     world.dirs(&["a/dir/sub"]);
@@ -51,7 +51,7 @@ fn world(recall: Duration) -> World {
     world
 }
 
-fn taker_of(world: &World, grants: Vec<Grant>, most: usize) -> Taker {
+pub fn taker_of(world: &World, grants: Vec<Grant>, most: usize) -> Taker {
     let bounds = SessionBounds { leases: most, ..SessionBounds::default() };
     let guest = world.bounded(grants, bounds, &[]);
     let (sender, inbox) = channel();
@@ -64,12 +64,29 @@ fn whole() -> Vec<Grant> {
     vec![grant("a", "/a", Rights::READ_WRITE)]
 }
 
-fn taker(world: &World) -> Taker {
+pub fn taker(world: &World) -> Taker {
     taker_of(world, whole(), 1000)
 }
 
 impl Taker {
-    fn noted(&self, op: &Op) -> (Outcome, Note) {
+    pub fn guest(&self) -> &Guest {
+        &self.guest
+    }
+
+    pub fn guest_copy(&self) -> Guest {
+        self.guest.copy()
+    }
+
+    /// Answers what has been recalled so far.
+    pub fn answer_all(&self) {
+        for (event, _) in self.inbox.try_iter() {
+            if let Event::Recall { id, .. } | Event::LeasesLost { id, .. } = event {
+                self.answer(id);
+            }
+        }
+    }
+
+    pub fn noted(&self, op: &Op) -> (Outcome, Note) {
         let (done, _) = self.done(op, b"");
         (done.outcome, done.note)
     }
@@ -86,14 +103,14 @@ impl Taker {
     }
 
     /// The next recall: its number and what it says.
-    fn recall(&self) -> (u64, Vec<Recalled>) {
+    pub fn recall(&self) -> (u64, Vec<Recalled>) {
         match self.inbox.recv_timeout(LONG).expect("a recall") {
             (Event::Recall { id, .. }, data) => (id, codec::decode_list(&data).unwrap()),
             other => panic!("{other:?}"),
         }
     }
 
-    fn answer(&self, id: u64) {
+    pub fn answer(&self, id: u64) {
         assert_eq!(self.ask(&Op::Recalled { id }), Outcome::Done);
     }
 

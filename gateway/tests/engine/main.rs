@@ -9,6 +9,7 @@ mod drop_box;
 mod escapes;
 mod leases;
 mod locks;
+mod locks_kept;
 mod model;
 mod quotas;
 mod replay;

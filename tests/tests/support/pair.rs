@@ -73,6 +73,13 @@ impl Guest {
         line.trim_end().to_owned()
     }
 
+    /// Kills what was started, and returns when it is gone.
+    #[allow(dead_code, reason = "each test program uses its part")]
+    pub fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
     pub fn ask(&mut self, line: &str) -> String {
         self.tell(line);
         self.hear()

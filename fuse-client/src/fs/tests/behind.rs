@@ -18,7 +18,7 @@ fn all_written(count: u64) -> Script {
 }
 
 /// What an operation answers, when it does.
-fn later<T: Send + 'static>(run: impl FnOnce(Box<dyn FnOnce(T) + Send>)) -> Receiver<T> {
+pub(super) fn later<T: Send + 'static>(run: impl FnOnce(Box<dyn FnOnce(T) + Send>)) -> Receiver<T> {
     let (tell, told) = mpsc::channel();
     run(Box::new(move |result| tell.send(result).unwrap()));
     told
@@ -53,7 +53,7 @@ impl Bench {
     }
 
     /// Answers the oldest request.
-    fn let_go(&self, script: Script) {
+    pub(super) fn let_go(&self, script: Script) {
         let call = self.carrier.parked.lock().as_mut().unwrap().pop_front().expect("nothing was asked");
         self.carrier.give(call, script);
     }
