@@ -10,7 +10,7 @@
 #                     page with plots; revocation under load; contracts. `make bench PEERS=` leaves the heavy peers out
 #   make bench-recovery  the part of it about attacks: from alert to work, and ransomware over 10,000 files (minutes)
 #   make scale        what one operation costs against files, sessions and revocations, as a page with plots (minutes; a million files)
-#   make conformance  pjdfstest, fsx, fio, dbench, stress-ng, PostgreSQL, git, SQLite on a real mount (as root)
+#   make conformance  pjdfstest, fsx (buffered, mapped, direct, two guests), fio, dbench, stress-ng, PostgreSQL, git, SQLite on a real mount (as root)
 #   make soak         the same for hours: many seeds, a million operations; and the long tests
 #   make install      to $(DESTDIR)$(PREFIX)/bin, the helper of mount(8) to $(DESTDIR)/sbin, unit files to /etc
 #   make clean        remove what was built
@@ -22,7 +22,7 @@ OPS ?= 100000
 SUITES ?= pjdfstest erofs fsx fio dbench stress postgres git sqlite
 # What `make test` runs of them: minutes, not hours.
 TEST_SUITES ?= pjdfstest erofs fsx fio dbench postgres sqlite
-TEST_OPS ?= 30000
+TEST_OPS ?= 15000
 PEERS ?= --peers
 SEEDS ?= 1
 SOAK_SEEDS ?= 1 2 3 4 5 6 7 8 9 10
