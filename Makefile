@@ -11,7 +11,7 @@
 #                     page with plots; revocation under load; contracts. `make bench PEERS=` leaves the heavy peers out
 #   make bench-recovery  the part of it about attacks: from alert to work, and ransomware over 10,000 files (minutes)
 #   make scale        what one operation costs against files, sessions and revocations, as a page with plots (minutes; a million files)
-#   make conformance  pjdfstest, fsx, fio, dbench, stress-ng, PostgreSQL, git, SQLite on a real mount (as root)
+#   make conformance  pjdfstest, fsx (buffered, mapped, direct, two guests), fio, dbench, stress-ng, PostgreSQL, git, SQLite on a real mount (as root)
 #   make soak         the same for hours: many seeds, a million operations; and the long tests
 #   make install      to $(DESTDIR)$(PREFIX)/bin, the helper of mount(8) to $(DESTDIR)/sbin, unit files to /etc
 #   make clean        remove what was built
@@ -23,7 +23,7 @@ OPS ?= 100000
 SUITES ?= pjdfstest erofs fsx fio dbench stress postgres git sqlite
 # What `make test` runs of them: minutes, not hours.
 TEST_SUITES ?= pjdfstest erofs fsx fio dbench postgres sqlite
-TEST_OPS ?= 30000
+TEST_OPS ?= 15000
 # By what `make vm` restarts guests: qemu or libvirt.
 DRIVER ?= qemu
 PEERS ?= --peers

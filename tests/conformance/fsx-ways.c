@@ -48,7 +48,7 @@ static int either(int file) {
 }
 
 /* The kernel of one guest learns that another has made a file longer when somebody asks for its size or reads with read(2): until then a
- * page of a mapping behind the end that it knows is SIGBUS, and sendfile stops there. Programs ask for the size before they map or
+ * page of a mapping behind the end that it knows is SIGBUS, and sendfile and copy_file_range stop there. Programs ask for the size before they map or
  * send; fsx believes to know it (docs/conformance.md). */
 static void know_size(int file) {
   FIND(ask, fstat64);
@@ -157,6 +157,7 @@ long syscall(long number, ...) {
   if (number == SYS_copy_file_range) {
     a[0] = either((int)a[0]);
     a[2] = either((int)a[2]);
+    if (a[0] == first || a[0] == second) know_size((int)a[0]);
   }
   return next(number, a[0], a[1], a[2], a[3], a[4], a[5]);
 }

@@ -107,9 +107,12 @@ fn revoked_in_the_middle_of_everything_and_back_again() {
         let [one, two] = workers;
         let said = ended(one);
         assert_eq!(said.last().map(String::as_str), Some("ended"), "round {round}: {said:?}");
-        // Each was refused, or ended by a signal for a page that it may not have.
+        // Each was refused, or ended by a signal for a page that it may not have. A read that the kernel had under way may be told EIO.
         let others = &said[..said.len() - 1];
-        assert!(others.iter().all(|line| line.ends_with(" EACCES")), "round {round}: {said:?}");
+        assert!(
+            others.iter().all(|line| line.ends_with(" EACCES") || line == "reading EIO"),
+            "round {round}: {said:?}"
+        );
         assert!(others.len() >= 5, "round {round}: {said:?}");
         assert_eq!(fs::metadata(lab.data().join("shared/one.w")).unwrap().modified().unwrap(), before);
         // The other works on, and is revoked as well.

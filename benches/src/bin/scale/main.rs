@@ -29,12 +29,30 @@ struct Options {
     /// Smaller worlds: to see that everything works, not to quote.
     #[arg(long)]
     quick: bool,
+    /// Only these parts; may be given several times.
+    #[arg(long, value_enum)]
+    only: Vec<Part>,
     /// Write everything that was measured to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Write a page with plots to this file.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
+}
+
+/// What can be measured by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// Against files in the tree and in one directory.
+    Files,
+    /// Against live sessions.
+    Sessions,
+    /// Against sessions without a connection.
+    Away,
+    /// Guests at once.
+    Guests,
+    /// Against contracts revoked.
+    Revocations,
 }
 
 /// One line of a plot: what an operation costs at each size.
@@ -68,17 +86,27 @@ impl Table {
     }
 }
 
+/// Measures a part into the table; quickly, if so wanted.
+type Measure = fn(&mut Table, bool) -> Result<()>;
+
 fn main() -> Result<()> {
     let options = Options::parse();
     if !rustix::process::geteuid().is_root() {
         bail!("the benchmark needs root: files of the data root belong to other users");
     }
     let mut table = Table::default();
-    files(&mut table, options.quick)?;
-    sessions(&mut table, options.quick)?;
-    absent_sessions(&mut table, options.quick)?;
-    halves(&mut table, options.quick)?;
-    revocations(&mut table, options.quick)?;
+    let parts: [(Part, Measure); 5] = [
+        (Part::Files, files),
+        (Part::Sessions, sessions),
+        (Part::Away, absent_sessions),
+        (Part::Guests, halves),
+        (Part::Revocations, revocations),
+    ];
+    for (part, measure) in parts {
+        if options.only.is_empty() || options.only.contains(&part) {
+            measure(&mut table, options.quick)?;
+        }
+    }
     if let Some(path) = &options.json {
         write(path, &serde_json::to_string_pretty(&table.0)?)?;
     }
