@@ -287,7 +287,9 @@ impl Table {
         if full {
             return Asked::Refused(Failure::TooMany);
         }
-        if file.is_none_or(|file| !file.kept_from(how.by) && file.blocker(&wanted).is_none()) {
+        // What a client tells that answers for all of them need not fit what it told before: the rest is still to come.
+        let told = how.reclaim && file.is_some_and(|file| file.keeper == Some(how.by));
+        if told || file.is_none_or(|file| !file.kept_from(how.by) && file.blocker(&wanted).is_none()) {
             self.with(node, due, |file| file.give(wanted));
             let kept = how.may_keep && !how.reclaim && self.keep(node, how.by, how.most);
             return if kept { Asked::Kept } else { Asked::Given };

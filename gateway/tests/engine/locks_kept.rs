@@ -146,6 +146,21 @@ fn a_lock_of_another_waits_until_it_is_told_what_there_is() {
 }
 
 #[test]
+fn what_is_told_may_come_in_any_order() {
+    let world = world(LONG);
+    let one = player(taker(&world));
+    assert!(one.lock(lock(1, Exclusive, 0, 9)));
+    // By itself it has given 0 to 4 from the first owner to the second, and lets both read the rest.
+    one.tell(lock(2, Exclusive, 0, 4));
+    one.tell(lock(2, Shared, 5, 9));
+    one.tell(lock(1, Shared, 5, 9));
+    one.tell(lock(1, Unlock, 0, 4));
+    assert_eq!(one.try_lock(lock(9, Unlock, u64::MAX, u64::MAX)), Outcome::Done);
+    assert_eq!(one.try_lock(lock(3, Shared, 5, 9)), Outcome::Done);
+    assert_eq!(one.try_lock(lock(1, Shared, 4, 4)), errno(libc::EAGAIN));
+}
+
+#[test]
 fn who_does_not_tell_in_time_has_it_all_until_it_does() {
     let world = world(Duration::from_millis(50));
     let one = player(taker(&world));
