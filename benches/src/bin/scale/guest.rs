@@ -104,14 +104,6 @@ impl Guest {
         }
     }
 
-    /// Opens a file for reading and leaves it open.
-    pub(crate) fn open(&mut self, node: Node) -> Result<()> {
-        match self.call(Op::Open { node, flags: OpenFlags { read: true, ..OpenFlags::default() } })? {
-            Outcome::Opened(..) => Ok(()),
-            other => bail!("opening: {other:?}"),
-        }
-    }
-
     /// Creates a file and closes it.
     pub(crate) fn create(&mut self, parent: Node, name: &str) -> Result<()> {
         let op = Op::Create {
