@@ -74,11 +74,9 @@ impl Fs {
         };
         if self.may(node, Right::List) {
             let _gate = self.state.leases.gate();
-            let known = self.state.leases.table().attr(node, Instant::now());
-            if known.is_some_and(|attr| attr.mode & libc::S_IFMT == libc::S_IFDIR) {
-                let kept = self.keep_listing(node);
-                let flags = OpenFlags { read: true, ..OpenFlags::default() };
-                let file = self.state.handles.lock().add(OpenFile::lazy(node, flags, true));
+            let kept = self.keep_listing(node);
+            let flags = OpenFlags { read: true, ..OpenFlags::default() };
+            if let Some(file) = self.open_lazily(node, flags, libc::S_IFDIR) {
                 return done(Ok(Opened { file, flags: kept }));
             }
         }

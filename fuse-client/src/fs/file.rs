@@ -102,10 +102,8 @@ impl Fs {
         }
         if !flags.write && self.may(node, Right::Read) {
             let _gate = self.state.leases.gate();
-            let known = self.state.leases.table().attr(node, Instant::now());
-            if known.is_some_and(|attr| attr.mode & libc::S_IFMT == libc::S_IFREG) {
-                let keep = self.keep_pages(node);
-                let file = self.state.handles.lock().add(OpenFile::lazy(node, flags, false));
+            let keep = self.keep_pages(node);
+            if let Some(file) = self.open_lazily(node, flags, libc::S_IFREG) {
                 return done(Ok(Opened { file, flags: keep }));
             }
         }
@@ -119,6 +117,18 @@ impl Fs {
             _ => Err(errno(Ended::Protocol)),
         };
         self.ask(caller, op, Payload::default(), read, done);
+    }
+
+    /// Opens what is known to be of a kind without telling the gateway; `None` if that must not be.
+    pub(super) fn open_lazily(&self, node: Node, flags: OpenFlags, kind: u32) -> Option<u64> {
+        let table = self.state.leases.table();
+        table.attr(node, Instant::now()).filter(|attr| attr.mode & libc::S_IFMT == kind)?;
+        if !table.opens_lazily(node) {
+            return None;
+        }
+        // With the table locked: whoever removes its name has told the table first, and then looks for it here.
+        let directory = kind == libc::S_IFDIR;
+        Some(self.state.handles.lock().add(OpenFile::lazy(node, flags, directory)))
     }
 
     /// Notes an open file. The kernel keeps what pages it has if they are known to be good.

@@ -231,12 +231,23 @@ impl Fs {
     fn change<T>(
         &self,
         caller: Caller,
-        (op, data): (Op, Payload),
+        asking: (Op, Payload),
         nodes: &[Node],
         read: impl FnOnce(Result<Answer<'_>, Errno>, OwnChange) -> Result<T, Errno> + Send + 'static,
         done: impl FnOnce(Result<T, Errno>) + Send + 'static,
     ) {
-        let underway = Underway::begin(&self.state, nodes);
+        self.change_begun(caller, asking, Underway::begin(&self.state, nodes), read, done);
+    }
+
+    /// The same for a change that the table was told of before.
+    fn change_begun<T>(
+        &self,
+        caller: Caller,
+        (op, data): (Op, Payload),
+        underway: Arc<Underway>,
+        read: impl FnOnce(Result<Answer<'_>, Errno>, OwnChange) -> Result<T, Errno> + Send + 'static,
+        done: impl FnOnce(Result<T, Errno>) + Send + 'static,
+    ) {
         let keep = Some(underway.clone());
         let state = self.state.clone();
         self.carrier.submit(Call {

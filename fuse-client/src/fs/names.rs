@@ -1,5 +1,6 @@
 //! Operations that make, remove and change names.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fuser::{Errno, RenameFlags};
@@ -11,9 +12,25 @@ use strongroom_protocol::reply::Outcome;
 use super::behind::NOBODY;
 use super::{Caller, Fs, PERMISSIONS, Told};
 use crate::errno::{Ended, of_name};
-use crate::lease::{Found, Heard, OwnChange};
+use crate::lease::{Found, Heard, OwnChange, Underway};
 use crate::opening;
 use crate::transport::{Answer, Payload};
+
+/// A name that is about to go, told to the table.
+struct Removal {
+    underway: Arc<Underway>,
+    /// What it stands for is not known.
+    anything: Option<Anything>,
+}
+
+/// While it lives, nothing at all is opened without the gateway.
+struct Anything(Fs);
+
+impl std::ops::Drop for Anything {
+    fn drop(&mut self) {
+        self.0.state.leases.table().removals -= 1;
+    }
+}
 
 impl Fs {
     /// The directory and name of something to be made or removed.
@@ -191,10 +208,21 @@ impl Fs {
         };
         let op = op(parent, name.clone());
         let victim = self.stands_for(parent, &name);
-        let asker = self.clone();
+        let nodes: Vec<Node> = [parent].into_iter().chain(victim).collect();
+        let (asker, removal) = (self.clone(), self.begin_removal(&nodes, victim.is_none()));
         self.before_removal(parent, victim, move || {
-            asker.remove_now(caller, (parent, name), victim, op, done)
+            asker.remove_now(caller, (parent, name), (victim, removal), op, done)
         });
+    }
+
+    /// The table knows of the change before it is looked what is open: nothing that loses its name is opened without the gateway from
+    /// here on until the gateway has answered.
+    fn begin_removal(&self, nodes: &[Node], anything: bool) -> Removal {
+        let anything = anything.then(|| {
+            self.state.leases.table().removals += 1;
+            Anything(self.clone())
+        });
+        Removal { underway: Underway::begin(&self.state, nodes), anything }
     }
 
     /// Does `then` once what may lose its last name, and is open, is open at the gateway.
@@ -218,13 +246,14 @@ impl Fs {
         &self,
         caller: Caller,
         (parent, name): (Node, Name),
-        victim: Option<Node>,
+        (victim, removal): (Option<Node>, Removal),
         op: Op,
         done: impl FnOnce(Result<(), Errno>) + Send + 'static,
     ) {
         let fs = self.clone();
-        let nodes: Vec<Node> = [parent].into_iter().chain(victim).collect();
+        let Removal { underway, anything } = removal;
         let read = move |result: Result<Answer<'_>, Errno>, change: OwnChange| {
+            drop(anything);
             let result = fs.done_with(result);
             let (mut table, heard, _) = fs.ended(&change, result.as_ref().ok(), Some(parent));
             if table.stood_for(&change, parent, &name).is_none() {
@@ -241,7 +270,7 @@ impl Fs {
             fs.state.nodes.lock().removed(parent, &name);
             Ok(())
         };
-        self.change(caller, (op, Payload::default()), &nodes, read, done);
+        self.change_begun(caller, (op, Payload::default()), underway, read, done);
     }
 
     fn done_with<'a>(&self, result: Result<Answer<'a>, Errno>) -> Result<Answer<'a>, Errno> {
@@ -284,11 +313,18 @@ impl Fs {
         if parent.grant != new_parent.grant {
             return done(Err(Errno::EXDEV));
         }
-        let victim = self.stands_for(new_parent, &new_name);
-        let absent = self.absent_for_now(new_parent, &new_name) || mode != RenameMode::Replace;
-        let (asker, moved) = (self.clone(), self.stands_for(parent, &name));
-        let go = move || asker.rename_now(caller, (parent, name), (new_parent, new_name), mode, done);
-        self.arrived(moved, move |fs| if absent { go() } else { fs.before_removal(new_parent, victim, go) });
+        let moved = self.stands_for(parent, &name);
+        self.arrived(moved, move |fs| {
+            let (moved, victim) = (fs.stands_for(parent, &name), fs.stands_for(new_parent, &new_name));
+            let absent = fs.absent_for_now(new_parent, &new_name) || mode != RenameMode::Replace;
+            let nodes: Vec<Node> = [parent, new_parent].into_iter().chain(moved).chain(victim).collect();
+            let removal = fs.begin_removal(&nodes, victim.is_none() && !absent);
+            let asker = fs.clone();
+            let go = move || {
+                asker.rename_now(caller, (parent, name), (new_parent, new_name), (mode, removal), done)
+            };
+            if absent { go() } else { fs.before_removal(new_parent, victim, go) }
+        });
     }
 
     /// Does `then` once what was written to a file, and closed, has arrived, or has failed to: what takes another's place is not to
@@ -313,15 +349,14 @@ impl Fs {
         caller: Caller,
         (parent, name): (Node, Name),
         (new_parent, new_name): (Node, Name),
-        mode: RenameMode,
+        (mode, removal): (RenameMode, Removal),
         done: impl FnOnce(Result<(), Errno>) + Send + 'static,
     ) {
         let fs = self.clone();
         let op = Op::Rename { parent, name: name.clone(), new_parent, new_name: new_name.clone(), mode };
-        let moved = self.stands_for(parent, &name);
-        let victim = self.stands_for(new_parent, &new_name);
-        let nodes: Vec<Node> = [parent, new_parent].into_iter().chain(moved).chain(victim).collect();
+        let Removal { underway, anything } = removal;
         let read = move |result: Result<Answer<'_>, Errno>, change: OwnChange| {
+            drop(anything);
             let result = fs.done_with(result);
             let (mut table, heard, _) = fs.ended(&change, result.as_ref().ok(), Some(new_parent));
             let moved = table.stood_for(&change, parent, &name);
@@ -349,6 +384,6 @@ impl Fs {
             drop(table);
             result.map(|_| fs.state.nodes.lock().renamed((parent, name), (new_parent, new_name), exchange))
         };
-        self.change(caller, (op, Payload::default()), &nodes, read, done);
+        self.change_begun(caller, (op, Payload::default()), underway, read, done);
     }
 }

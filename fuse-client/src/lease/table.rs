@@ -186,6 +186,8 @@ pub struct Table {
     shelf: Shelf,
     /// Directories that are being listed, and how often.
     listings: HashMap<Node, u32>,
+    /// Names that are being removed of which it is not known what they stand for.
+    pub removals: u32,
 }
 
 impl Default for Table {
@@ -197,6 +199,7 @@ impl Default for Table {
             floor: 0,
             seq: 0,
             changed_floor: 0,
+            removals: 0,
             attrs_since: 0,
             keep: None,
             marks: 0,
@@ -610,6 +613,11 @@ impl Table {
         let held = self.nodes.get(&node).filter(|held| held.leased())?;
         let kept = held.attr.as_ref()?;
         (kept.until > now && kept.asked.seq >= self.attrs_since).then_some(kept.attr)
+    }
+
+    /// Whether a node may be opened without the gateway: none of its names is about to go, by a change of this guest.
+    pub fn opens_lazily(&self, node: Node) -> bool {
+        self.removals == 0 && self.nodes.get(&node).is_none_or(|held| held.changing == 0)
     }
 
     /// The target of a symlink, if it is known.

@@ -98,7 +98,9 @@ impl Shared {
             drop
         };
         self.settings.journal.note("the gateway took all leases back, because an answer was late");
-        self.acknowledge(drop, self.state.locks.lock().kept(), id);
+        // Not within the call: what is locked for an argument stays locked until it returns.
+        let kept = self.state.locks.lock().kept();
+        self.acknowledge(drop, kept, id);
     }
 
     /// `told`: of the locks of these the gateway is told, if they are kept here.

@@ -260,3 +260,40 @@ fn owners_sizes_and_what_nobody_writes_are_changed_before_the_answer() {
     let change = Change { mode: Some(0o640), ..Change::default() };
     assert!(later(|done| bench.fs.setattr(ME, number, None, change, done)).try_recv().is_err());
 }
+
+#[test]
+fn what_is_losing_its_name_is_not_opened_without_the_gateway() {
+    let bench = Bench::leased();
+    bench.note(1, Lease::Shared);
+    let root = bench.root(0);
+    let (old, _) = (bench.file(root, 5, b"f"), bench.file(root, 6, b"g"));
+    bench.open_known(old);
+    for how in ["rename", "unlink"] {
+        let (bench, asked) = (&bench, bench.asked());
+        *bench.carrier.parked.lock() = Some(VecDeque::new());
+        let gone = later(|done| match how {
+            "rename" => bench.fs.rename(ME, (root, b"g"), (root, b"f"), RenameFlags::empty(), done),
+            _ => bench.fs.unlink(ME, root, b"f", done),
+        });
+        // What is open of it is opened at the gateway first; after that it goes.
+        while bench.carrier.parked.lock().as_ref().unwrap().len() == 1
+            && matches!(bench.last_asked(), Op::Open { .. })
+        {
+            bench.let_go(Ok((Outcome::Opened(Handle(1), attr(5, libc::S_IFREG | 0o644)), vec![])));
+        }
+        assert!(bench.asked() > asked && gone.try_recv().is_err());
+        let opened = later(|done| bench.fs.open(ME, old, libc::O_RDONLY, done));
+        assert!(opened.try_recv().is_err(), "{how}: the gateway is asked");
+        assert!(matches!(bench.last_asked(), Op::Open { .. }));
+        // It comes too late, and nothing is removed.
+        bench.let_go(Ok((Outcome::Failed(Failure::Errno(libc::EIO as u16)), vec![])));
+        bench.let_go(Ok((Outcome::Failed(Failure::Errno(libc::EIO as u16)), vec![])));
+        assert!(gone.try_recv().unwrap().is_err() && opened.try_recv().unwrap().is_err());
+        *bench.carrier.parked.lock() = None;
+        bench.outcome(Outcome::Attr(attr(5, libc::S_IFREG | 0o644)));
+        bench.getattr(old).unwrap();
+        let asked = bench.asked();
+        bench.open_known(old);
+        assert_eq!(bench.asked(), asked, "{how}: afterwards it is as before");
+    }
+}
