@@ -342,6 +342,7 @@ impl Fs {
             // fuser 0.18 has one time for both here.
             let both = if known.is_some() { told.attr_ttl.min(told.entry_ttl) } else { Duration::ZERO };
             (told.attr_ttl, told.entry_ttl) = (both, both);
+            out.number = told.attr.ino.0;
             out.told = Some(told);
         }
         if sink.add(&out) {

@@ -135,7 +135,10 @@ impl Fs {
     fn granted(&self, number: u64) -> Result<Node, Errno> {
         match self.place(number) {
             Place::Granted(node) => Ok(node),
-            Place::Skeleton(_) => Err(Errno::EACCES),
+            Place::Skeleton(ROOT) => Err(Errno::EACCES),
+            // What is gone is looked up anew by whoever came by a path (ESTALE).
+            Place::Skeleton(number) if self.state.tree.read().has(number) => Err(Errno::EACCES),
+            Place::Skeleton(_) => Err(Errno::ESTALE),
         }
     }
 
@@ -301,7 +304,7 @@ impl Fs {
 
     /// Attributes as the kernel takes them.
     fn shown_attr(&self, node: Node, attr: &Attr) -> Result<FileAttr, Errno> {
-        let number = self.state.nodes.lock().number(node);
+        let number = self.state.nodes.lock().number_of(node, attr.generation);
         self.state.leases.table().show(node, attr);
         attr::to_kernel(attr, number, self.ownership(node), self.shown).ok_or(Errno::EIO)
     }
@@ -544,6 +547,11 @@ impl Fs {
         file: Option<u64>,
         done: impl FnOnce(Result<Attrs, Errno>) + Send + 'static,
     ) {
+        let done = move |result: Result<Attrs, Errno>| match result {
+            // The storage guest has given its number to another file.
+            Ok(attrs) if attrs.attr.ino.0 != number => done(Err(Errno::ESTALE)),
+            result => done(result),
+        };
         let skeleton = |number| Attrs { attr: self.skeleton_attr(number), ttl: SKELETON_ATTR_TTL };
         let node = match self.place(number) {
             Place::Granted(node) => node,

@@ -27,24 +27,55 @@ pub struct Nodes {
     by_name: HashMap<(Node, Name), Node>,
     wide: HashMap<u64, Node>,
     wide_numbers: HashMap<Node, u64>,
+    last_wide: u64,
+    /// Numbers of files that are gone, which the kernel still knows so many times, while the storage guest has given theirs to others.
+    stale: HashMap<u64, u64>,
     forgotten: Vec<Node>,
 }
 
 impl Nodes {
     /// The inode number of the mount for a node.
     pub fn number(&mut self, node: Node) -> u64 {
-        if node.ino >> BITS == 0 {
-            return (u64::from(node.grant) + 1) << BITS | node.ino;
+        if let Some(number) = self.wide_numbers.get(&node) {
+            return *number;
         }
-        let free = WIDE | (self.wide.len() as u64 + 1);
-        let number = *self.wide_numbers.entry(node).or_insert(free);
+        let plain = (u64::from(node.grant) + 1) << BITS | node.ino;
+        if node.ino >> BITS == 0 && !self.stale.contains_key(&plain) {
+            return plain;
+        }
+        self.last_wide += 1;
+        let number = WIDE | self.last_wide;
+        self.wide_numbers.insert(node, number);
         self.wide.insert(number, node);
         number
     }
 
+    /// The same for a file whose attributes have come. If its number was another file's, which is gone but which the kernel knows, it
+    /// gets a number of its own: a kernel that sees one number for two files breaks what is open of the former (EIO).
+    pub fn number_of(&mut self, node: Node, generation: u64) -> u64 {
+        let former =
+            self.known.get(&node).filter(|known| known.generation != generation && known.lookups > 0);
+        if let Some(lookups) = former.map(|known| known.lookups) {
+            let number = self.number(node);
+            self.drop_number(number, node);
+            self.stale.insert(number, lookups);
+            if let Some(Known { place, .. }) = self.known.remove(&node) {
+                self.unname(place, node);
+            }
+        }
+        self.number(node)
+    }
+
+    fn drop_number(&mut self, number: u64, node: Node) {
+        if number & WIDE != 0 {
+            self.wide.remove(&number);
+            self.wide_numbers.remove(&node);
+        }
+    }
+
     /// The node of an inode number of the mount; `None` for the skeleton's.
     pub fn node(&self, number: u64) -> Option<Node> {
-        if number & WIDE != 0 {
+        if number & WIDE != 0 || self.stale.contains_key(&number) {
             return self.wide.get(&number).copied();
         }
         let grant = (number >> BITS).checked_sub(1)?;
@@ -63,6 +94,7 @@ impl Nodes {
 
     fn tell(&mut self, node: Node, generation: u64, place: Option<(Node, Name)>) -> u64 {
         let root = place.is_none();
+        let number = self.number_of(node, generation);
         let known = self.known.entry(node).or_insert(Known { generation, lookups: 0, place: None, root });
         known.generation = generation;
         known.lookups += 1;
@@ -74,7 +106,7 @@ impl Nodes {
             self.unname(former, node);
             self.by_name.insert(place, node);
         }
-        self.number(node)
+        number
     }
 
     fn unname(&mut self, place: Option<(Node, Name)>, node: Node) {
@@ -107,6 +139,13 @@ impl Nodes {
 
     /// Takes back `lookups` tellings; a node of which none are left is forgotten.
     pub fn forget(&mut self, number: u64, lookups: u64) {
+        if let Some(left) = self.stale.get_mut(&number) {
+            *left = left.saturating_sub(lookups);
+            if *left == 0 {
+                self.stale.remove(&number);
+            }
+            return;
+        }
         let Some(node) = self.node(number) else { return };
         let Some(known) = self.known.get_mut(&node) else { return };
         known.lookups = known.lookups.saturating_sub(lookups);
@@ -114,10 +153,7 @@ impl Nodes {
             let place = known.place.take();
             self.known.remove(&node);
             self.unname(place, node);
-            if number & WIDE != 0 {
-                self.wide.remove(&number);
-                self.wide_numbers.remove(&node);
-            }
+            self.drop_number(number, node);
             self.forgotten.push(node);
         }
     }
@@ -263,6 +299,31 @@ mod tests {
         assert_eq!(nodes.node(77), None);
         nodes.forget(numbers[5], 1);
         assert_eq!(nodes.node(numbers[5]), None);
+    }
+
+    #[test]
+    fn a_number_that_is_given_out_again_is_another_one_while_the_former_file_is_known() {
+        let mut nodes = small();
+        let old = nodes.tell_named(node(3), 0, node(2), name("f"));
+        assert_eq!(nodes.number_of(node(3), 0), old);
+        let new = nodes.tell_named(node(3), 7, node(2), name("g"));
+        assert_ne!(new, old);
+        assert_eq!((nodes.node(old), nodes.node(new)), (None, Some(node(3))), "what is gone is nobody's");
+        assert_eq!((nodes.number(node(3)), nodes.number_of(node(3), 7)), (new, new));
+        assert_eq!(path(&nodes, 3).as_deref(), Some("d/g"));
+        let newer = nodes.tell_named(node(3), 8, node(2), name("h"));
+        assert!(newer != new && newer != old);
+        assert_eq!(nodes.node(new), None);
+        // The former ones are known once and twice; nothing is left of them then.
+        nodes.forget(new, 1);
+        nodes.forget(old, 1);
+        assert_eq!(nodes.node(old), None);
+        nodes.forget(old, 1);
+        assert!(nodes.stale.is_empty());
+        assert_eq!(nodes.node(newer), Some(node(3)));
+        nodes.forget(newer, 1);
+        assert!(nodes.wide.is_empty() && nodes.wide_numbers.is_empty());
+        assert_eq!(nodes.tell_named(node(3), 9, node(2), name("f")), old, "nobody knows another by it");
     }
 
     #[test]
