@@ -8,8 +8,6 @@
 //! - Bytes and requests under way are bounded; beyond, answers are held back, not requests, so that the pipe stays full.
 //! - Only as much is answered early as there is certainly room for ([`Behind::spend`]): a full quota or file system is reported by the
 //!   write itself. Other failures are reported by the next write, fsync or close of the file.
-//! - Closing does not wait for a little of a file ([`Behind::may_close`]). A failure that comes after it is told to the next one who
-//!   opens the file to write, as a local file system does (`Handles::failed`).
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
@@ -27,10 +25,6 @@ const MOST: usize = 32;
 const MOST_HELD: usize = 64;
 /// Room that is left to others who write under the same quota meanwhile, in bytes.
 const MARGIN: u64 = 64 << 20;
-/// What may be under way of a file whose closing does not wait, and the room that must be left then: who closes without syncing does
-/// not hear of a failure any more, so the usual ones have to be far away.
-const MOST_CLOSED: usize = 256 << 10;
-const ROOM_CLOSED: u64 = 1 << 30;
 /// All of a file: what is under way while its attributes are changed.
 pub const WHOLE: Range<u64> = 0..u64::MAX;
 /// How long it is believed how much room there is, and after how long it is asked for anew.
@@ -280,18 +274,6 @@ impl Behind {
         }
     }
 
-    /// Whether closing a file need not wait for what is under way of it.
-    pub fn may_close(&self, node: Node, now: Instant) -> bool {
-        let inner = self.inner.lock();
-        let Some(file) = inner.files.get(&node) else { return true };
-        let underway: usize = file.ranges.iter().map(length).sum();
-        let roomy = inner.rooms.get(&node.grant).is_some_and(|room| {
-            let age = room.known.map(|known| now.saturating_duration_since(known));
-            age.is_some_and(|age| age < BELIEVED) && room.bytes >= ROOM_CLOSED
-        });
-        file.waiting.is_empty() && underway <= MOST_CLOSED && roomy
-    }
-
     /// Ends the waiting of those whose threads are being killed.
     pub fn interrupt(&self, killed: impl Fn(u32) -> bool) {
         if !self.any() {
@@ -448,25 +430,6 @@ mod tests {
         assert_eq!(*said.lock(), [5]);
         assert!(behind.end(FILE, &(0..10)).is_none());
         assert_eq!(*said.lock(), [5, 6]);
-    }
-
-    #[test]
-    fn closing_waits_for_much_for_others_and_where_there_is_little_room() {
-        let behind = Behind::default();
-        let now = Instant::now();
-        assert!(behind.may_close(FILE, now), "nothing is under way");
-        assert!(behind.begin(FILE, &(0..10), None));
-        assert!(!behind.may_close(FILE, now), "who knows what room there is");
-        behind.learn_room(0, ROOM_CLOSED - 1, now);
-        assert!(!behind.may_close(FILE, now));
-        behind.learn_room(0, ROOM_CLOSED + 10, now);
-        assert!(behind.may_close(FILE, now));
-        assert!(!behind.may_close(FILE, now + BELIEVED), "too old");
-        assert!(behind.begin(FILE, &(10..10 + MOST_CLOSED as u64), None));
-        assert!(!behind.may_close(FILE, now), "much");
-        assert!(behind.end(FILE, &(10..10 + MOST_CLOSED as u64)).is_none());
-        behind.wait(FILE, 0, then(&Arc::default(), 1));
-        assert!(!behind.may_close(FILE, now), "somebody waits");
     }
 
     #[test]

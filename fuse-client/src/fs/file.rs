@@ -335,26 +335,12 @@ impl Fs {
     ) {
         let open = self.state.handles.lock().get(file);
         let Some(open) = open else { return done(Err(Errno::EBADF)) };
-        if self.closes_early(&open, lock_owner) {
-            return done(open.take_failure().map_or(Ok(()), Err));
-        }
         self.settled(caller, open.node, move |fs, ready| {
             match ready.and(open.take_failure().map_or(Ok(()), Err)) {
                 Ok(()) => fs.flush_settled(caller, (file, open), lock_owner, done),
                 Err(errno) => done(Err(errno)),
             }
         });
-    }
-
-    /// Whether closing need not wait for what was answered early.
-    fn closes_early(&self, open: &OpenFile, lock_owner: u64) -> bool {
-        let node = open.node;
-        // What a lock protects is at the gateway before the lock is given up.
-        !self.state.locks.lock().may_have(node, lock_owner)
-            && self.carrier.is_up()
-            && open.wire.lock().dead.is_none()
-            && self.state.leases.table().is_exclusive(node)
-            && self.state.behind.may_close(node, Instant::now())
     }
 
     fn flush_settled(
@@ -462,7 +448,7 @@ impl Fs {
                 asking.ended(&result);
             }
             fs.state.handles.lock().remove(file);
-            // There is nobody left to tell of a failure of this (close(2) has returned).
+            // There is nobody left to tell of a failure (close(2) has returned).
             done(Ok(()));
         };
         let call =

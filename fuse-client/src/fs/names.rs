@@ -9,7 +9,6 @@ use strongroom_protocol::name::{MAX_PATH, Name};
 use strongroom_protocol::op::{Op, RenameMode};
 use strongroom_protocol::reply::Outcome;
 
-use super::behind::NOBODY;
 use super::{Caller, Fs, PERMISSIONS, Told};
 use crate::errno::{Ended, of_name};
 use crate::lease::{Found, Heard, OwnChange, Underway};
@@ -211,7 +210,7 @@ impl Fs {
         let nodes: Vec<Node> = [parent].into_iter().chain(victim).collect();
         let (asker, removal) = (self.clone(), self.begin_removal(&nodes, victim.is_none()));
         self.before_removal(parent, victim, move || {
-            asker.remove_now(caller, (parent, name), (victim, removal), op, done)
+            asker.remove_now(caller, (parent, name), removal, op, done)
         });
     }
 
@@ -246,7 +245,7 @@ impl Fs {
         &self,
         caller: Caller,
         (parent, name): (Node, Name),
-        (victim, removal): (Option<Node>, Removal),
+        removal: Removal,
         op: Op,
         done: impl FnOnce(Result<(), Errno>) + Send + 'static,
     ) {
@@ -263,12 +262,7 @@ impl Fs {
             let gone = if result.is_ok() { Some(None) } else { None };
             table.changed_name(heard.as_ref(), parent, &name, gone);
             drop(table);
-            result?;
-            if let Some(victim) = victim {
-                fs.state.handles.lock().name_removed(victim);
-            }
-            fs.state.nodes.lock().removed(parent, &name);
-            Ok(())
+            result.map(|_| fs.state.nodes.lock().removed(parent, &name))
         };
         self.change_begun(caller, (op, Payload::default()), underway, read, done);
     }
@@ -313,31 +307,13 @@ impl Fs {
         if parent.grant != new_parent.grant {
             return done(Err(Errno::EXDEV));
         }
-        let moved = self.stands_for(parent, &name);
-        self.arrived(moved, move |fs| {
-            let (moved, victim) = (fs.stands_for(parent, &name), fs.stands_for(new_parent, &new_name));
-            let absent = fs.absent_for_now(new_parent, &new_name) || mode != RenameMode::Replace;
-            let nodes: Vec<Node> = [parent, new_parent].into_iter().chain(moved).chain(victim).collect();
-            let removal = fs.begin_removal(&nodes, victim.is_none() && !absent);
-            let asker = fs.clone();
-            let go = move || {
-                asker.rename_now(caller, (parent, name), (new_parent, new_name), (mode, removal), done)
-            };
-            if absent { go() } else { fs.before_removal(new_parent, victim, go) }
-        });
-    }
-
-    /// Does `then` once what was written to a file, and closed, has arrived, or has failed to: what takes another's place is not to
-    /// be seen there without its contents, whatever ends in between.
-    fn arrived(&self, file: Option<Node>, then: impl FnOnce(&Fs) + Send + 'static) {
-        match file {
-            Some(node) => self.settled(NOBODY, node, move |fs, _| then(fs)),
-            None if self.state.behind.any() => {
-                let fs = self.clone();
-                self.state.behind.wait_for_all(Box::new(move || then(&fs)));
-            }
-            None => then(self),
-        }
+        let (moved, victim) = (self.stands_for(parent, &name), self.stands_for(new_parent, &new_name));
+        let absent = self.absent_for_now(new_parent, &new_name) || mode != RenameMode::Replace;
+        let nodes: Vec<Node> = [parent, new_parent].into_iter().chain(moved).chain(victim).collect();
+        let (asker, removal) = (self.clone(), self.begin_removal(&nodes, victim.is_none() && !absent));
+        let go =
+            move || asker.rename_now(caller, (parent, name), (new_parent, new_name), (mode, removal), done);
+        if absent { go() } else { self.before_removal(new_parent, victim, go) }
     }
 
     fn absent_for_now(&self, dir: Node, name: &Name) -> bool {

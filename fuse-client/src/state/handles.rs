@@ -299,21 +299,13 @@ impl OpenFile {
 pub struct Handles {
     open: HashMap<u64, Arc<OpenFile>>,
     by_node: HashMap<Node, Vec<u64>>,
-    /// Why something could not be written, of files that nobody had open to write any more.
-    untold: HashMap<Node, Errno>,
     last: u64,
 }
-
-/// Failures that are kept for those who open the file next; beyond, the newest are only noted in the journal.
-const MOST_UNTOLD: usize = 1024;
 
 impl Handles {
     /// Notes an open file; returns its number.
     pub fn add(&mut self, file: OpenFile) -> u64 {
         self.last += 1;
-        if file.flags.write && !self.untold.is_empty() {
-            *file.failure.lock() = self.untold.remove(&file.node);
-        }
         self.by_node.entry(file.node).or_default().push(self.last);
         self.open.insert(self.last, Arc::new(file));
         self.last
@@ -329,15 +321,7 @@ impl Handles {
         let file = self.open.get(&number)?.clone();
         *file.closing.lock() = true;
         self.unlist(file.node, number);
-        if let Some(errno) = file.take_failure() {
-            self.failed(file.node, errno);
-        }
         Some(file)
-    }
-
-    /// The file has lost a name: if it was the last one, its number may be another's.
-    pub fn name_removed(&mut self, node: Node) {
-        self.untold.remove(&node);
     }
 
     fn unlist(&mut self, node: Node, number: u64) {
@@ -364,16 +348,10 @@ impl Handles {
         })
     }
 
-    /// What was written to a node and answered early could not be written: all that have it open to write are told, once each; if
-    /// nobody has, the next one who does (as by errseq_t in Linux). `false`: nobody hears of it now.
-    pub fn failed(&mut self, node: Node, errno: Errno) -> bool {
+    /// What was written to a node and answered early could not be written: all that have it open to write are told, once each.
+    pub fn failed(&self, node: Node, errno: Errno) {
         let open = self.by_node.get(&node).into_iter().flatten().filter_map(|number| self.open.get(number));
-        let told =
-            open.filter(|file| file.flags.write).map(|file| *file.failure.lock() = Some(errno)).count();
-        if told == 0 && self.untold.len() < MOST_UNTOLD {
-            self.untold.insert(node, errno);
-        }
-        told > 0
+        open.filter(|file| file.flags.write).for_each(|file| *file.failure.lock() = Some(errno));
     }
 
     /// Whether a node is open.
@@ -442,33 +420,6 @@ mod tests {
         handles.remove(writer);
         handles.remove(reader);
         assert!(handles.is_empty() && handles.by_node.is_empty());
-    }
-
-    #[test]
-    fn a_failure_that_nobody_heard_of_is_told_to_the_next_who_writes() {
-        let mut handles = Handles::default();
-        let node = Node { grant: 0, ino: 5 };
-        let writer = handles.add(file(5, true));
-        assert!(handles.failed(node, Errno::EIO));
-        handles.close(writer);
-        let failure = |handles: &mut Handles, write| {
-            let number = handles.add(file(5, write));
-            let failure = handles.get(number).unwrap().take_failure();
-            handles.remove(number);
-            failure
-        };
-        assert_eq!(failure(&mut handles, false), None, "a reader has nothing to hear of it");
-        assert_eq!(failure(&mut handles, true), Some(Errno::EIO), "closed before it was told");
-        assert_eq!(failure(&mut handles, true), None, "once");
-        assert!(!handles.failed(node, Errno::ENOSPC), "nobody has it open");
-        assert_eq!(failure(&mut handles, true), Some(Errno::ENOSPC));
-        handles.failed(node, Errno::EIO);
-        handles.name_removed(node);
-        assert_eq!(failure(&mut handles, true), None, "it may be another file");
-        for ino in 0..2 * MOST_UNTOLD as u64 {
-            assert!(!handles.failed(Node { grant: 0, ino }, Errno::EIO));
-        }
-        assert_eq!(handles.untold.len(), MOST_UNTOLD);
     }
 
     #[test]

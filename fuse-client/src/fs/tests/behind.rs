@@ -122,45 +122,9 @@ fn what_could_not_be_written_is_told_once_by_what_comes_next() {
 fn a_contract_that_ends_is_told_of_by_what_comes_next() {
     let (bench, _, file) = Bench::alone();
     assert_eq!(bench.write(file, 4).try_recv(), Ok(Ok(4)));
-    let synced = later(|done| bench.fs.fsync(ME, file, false, done));
     let closed = later(|done| bench.fs.flush(ME, file, 1, done));
     bench.let_go(Err(Ended::Void));
-    assert_eq!(synced.try_recv(), Ok(Err(Errno::EACCES)));
-    assert_eq!(closed.try_recv(), Ok(Ok(())), "told once");
-}
-
-#[test]
-fn closing_does_not_wait_for_a_little_and_who_opens_next_is_told_of_its_failure() {
-    let (bench, number, file) = Bench::alone();
-    let close = |file| later(|done| bench.fs.flush(ME, file, 1, done));
-    assert_eq!(bench.write(file, 4).try_recv(), Ok(Ok(4)));
-    assert_eq!(close(file).try_recv(), Ok(Ok(())), "at once");
-    let released = later(|done| bench.fs.release(ME, file, None, done));
-    let renamed = later(|done| {
-        let root = bench.root_again();
-        bench.fs.rename(ME, (root, b"f"), (root, b"g"), RenameFlags::empty(), done)
-    });
-    let asked = bench.asked();
-    bench.let_go(Ok((Outcome::Failed(Failure::Errno(libc::EIO as u16)), vec![])));
-    let went: Vec<Op> = bench.carrier.asked.lock()[asked..].iter().map(|(op, _)| op.clone()).collect();
-    assert!(matches!(went[..], [Op::Release { .. }, Op::Rename { .. }]), "after the write: {went:?}");
-    bench.let_go(Ok((Outcome::Done, vec![])));
-    bench.let_go(Ok((Outcome::Done, vec![])));
-    assert_eq!((released.try_recv(), renamed.try_recv()), (Ok(Ok(())), Ok(Ok(()))));
-    *bench.carrier.parked.lock() = None;
-    let next = bench.open(number, libc::O_WRONLY).file;
-    assert_eq!(later(|done| bench.fs.fsync(ME, next, false, done)).try_recv(), Ok(Err(Errno::EIO)));
-}
-
-#[test]
-fn closing_waits_where_a_failure_is_not_far_away() {
-    let (bench, _, file) = Bench::alone();
-    assert_eq!(bench.write(file, 4).try_recv(), Ok(Ok(4)));
-    bench.state.behind.learn_room(0, 512 << 20, Instant::now());
-    let closed = later(|done| bench.fs.flush(ME, file, 1, done));
-    assert!(closed.try_recv().is_err());
-    bench.let_go(Ok((Outcome::Written { count: 0, size: 4 }, vec![])));
-    assert_eq!(closed.try_recv(), Ok(Err(Errno::ENOSPC)));
+    assert_eq!(closed.try_recv(), Ok(Err(Errno::EACCES)));
 }
 
 #[test]
@@ -216,7 +180,7 @@ fn mode_and_times_of_what_is_being_written_are_changed_behind_it_in_one_request(
     assert_eq!(mode.attr.perm, 0o640);
     assert!(set(Change::default()).try_recv().unwrap().is_ok(), "to change nothing is not waited for either");
     assert_eq!(bench.asked(), asked, "after the write");
-    assert_eq!(later(|done| bench.fs.flush(ME, file, 1, done)).try_recv(), Ok(Ok(())));
+    let closed = later(|done| bench.fs.flush(ME, file, 1, done));
     let attrs = later(|done| bench.fs.getattr(ME, number, None, done));
     bench.let_go(all_written(4));
     let last = bench.carrier.asked.lock().last().map(|(op, _)| op.clone());
@@ -224,9 +188,11 @@ fn mode_and_times_of_what_is_being_written_are_changed_behind_it_in_one_request(
     let time = SetTime::At(Time { secs: 77, nanos: 0 });
     assert_eq!((set.mode, set.mtime, set.atime), (Some(0o640), Some(time), None));
     assert!(attrs.try_recv().is_err(), "what is told is the gateway's");
+    assert!(closed.try_recv().is_err(), "closing tells of a failure");
     bench.let_go(Ok((Outcome::Attr(attr(5, libc::S_IFREG | 0o640)), vec![])));
     assert_eq!(bench.asked(), asked + 1, "its answer has told them");
     assert_eq!(attrs.try_recv().unwrap().unwrap().attr.perm, 0o640);
+    assert_eq!(closed.try_recv(), Ok(Ok(())));
 }
 
 #[test]
