@@ -96,11 +96,7 @@ impl Fs {
         let answered = move |result: Result<Answer<'_>, Ended>| {
             {
                 let _gate = fs.state.leases.gate();
-                let change = match result {
-                    Err(Ended::Interrupted | Ended::Deadline) => None,
-                    _ => underway.take(),
-                };
-                if let Some(change) = change {
+                if let Some(change) = underway.ended_by(&result) {
                     fs.ended_plainly(&change, result.as_ref().ok(), node);
                 }
             }
@@ -174,15 +170,11 @@ impl Fs {
 
     fn send_setting(&self, node: Node, setting: Setting, underway: Arc<Underway>) {
         let (fs, keep) = (self.clone(), Some(underway.clone()));
-        let Setting { set, handle, by } = setting.clone();
+        let Setting { set, handle, by } = setting;
         let answered = move |result: Result<Answer<'_>, Ended>| {
             {
                 let _gate = fs.state.leases.gate();
-                let change = match result {
-                    Err(Ended::Interrupted | Ended::Deadline) => None,
-                    _ => underway.take(),
-                };
-                if let Some(change) = change {
+                if let Some(change) = underway.ended_by(&result) {
                     let answer = result.as_ref().ok();
                     let (mut table, heard, sole) = fs.ended(&change, answer, None);
                     if let (Some(Answer { outcome: Outcome::Attr(attr), .. }), Some(heard)) = (answer, heard)

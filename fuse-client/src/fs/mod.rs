@@ -259,10 +259,7 @@ impl Fs {
             pid: caller.pid,
             done: Box::new(move |result| {
                 let _gate = state.leases.gate();
-                let change = match result {
-                    Err(Ended::Interrupted | Ended::Deadline) => None,
-                    _ => underway.take(),
-                };
+                let change = underway.ended_by(&result);
                 let result = result.map_err(errno);
                 done(match change {
                     Some(change) => read(result, change),

@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 use strongroom_protocol::attr::Node;
 
 use super::table::OwnChange;
+use crate::errno::Ended;
 use crate::state::State;
 
 /// Held by whoever waits for the answer and by the request itself: whoever asked may be gone long before the gateway has
@@ -25,6 +26,14 @@ impl Underway {
     /// A change that has begun.
     pub fn of(state: &Arc<State>, change: OwnChange) -> Arc<Underway> {
         Arc::new(Underway { state: state.clone(), change: Mutex::new(Some(change)) })
+    }
+
+    /// The change, if the result of its request says that it has ended; once. Who stopped waiting knows nothing of that.
+    pub fn ended_by<T>(&self, result: &Result<T, Ended>) -> Option<OwnChange> {
+        match result {
+            Err(Ended::Interrupted | Ended::Deadline) => None,
+            _ => self.take(),
+        }
     }
 
     /// The change, for its end to be told to the table; once.
