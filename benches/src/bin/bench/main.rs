@@ -59,7 +59,7 @@ fn bench(options: &Options) -> Result<bool> {
     ctrlc::set_handler(|| conductor::INTERRUPTED.store(true, Ordering::Relaxed))
         .context("cannot listen for signals")?;
     let machine = machine::Machine::look();
-    let house = House::build(&targets, options.undo, !options.no_detection)?;
+    let house = House::build(&targets, options)?;
     let limits = limits::measure(&house, if options.quick { 1 } else { 3 })?;
     let mut results = Results::new(machine, options.sizes(), options.rounds(), targets.clone(), limits);
     conductor::run(&house, &targets, &rows, options.rounds(), options.sizes(), &mut results)?;

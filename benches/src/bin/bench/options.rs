@@ -42,6 +42,10 @@ pub(crate) struct Options {
     /// Measure the mount with `verdict = "off"`, to compare with a run in which the gateway looks at each change.
     #[arg(long)]
     pub(crate) no_detection: bool,
+    /// Measure the mount with processors that may always halt, to compare with a run in which it keeps them awake during
+    /// bursts of requests.
+    #[arg(long)]
+    pub(crate) no_awake: bool,
     /// Print the table as Markdown.
     #[arg(long)]
     pub(crate) markdown: bool,
