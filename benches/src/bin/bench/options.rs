@@ -46,6 +46,9 @@ pub(crate) struct Options {
     /// bursts of requests.
     #[arg(long)]
     pub(crate) no_awake: bool,
+    /// Have `perf` record beside each row, and tell where the processors' time goes; the rows themselves are slower then.
+    #[arg(long)]
+    pub(crate) profile: bool,
     /// Print the table as Markdown.
     #[arg(long)]
     pub(crate) markdown: bool,
