@@ -12,6 +12,8 @@ mod locks;
 mod nodes;
 mod reading;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use fuser::Errno;
@@ -120,11 +122,14 @@ impl State {
         };
         let (gone, clean) = (Latch::new(entries.len()), Latch::new(pages.len()));
         let begun = Latch::new(pages.len());
+        let late = Arc::new(AtomicBool::new(false));
         for (parent, name) in entries {
             let (parent, name) = (number(*parent), name.clone());
-            let (on, gone) = (kernel.clone(), gone.clone());
-            kernel.aside(move || {
-                on.forget_entry(parent, name.as_bytes());
+            let (on, gone, late) = (kernel.clone(), gone.clone(), late.clone());
+            kernel.aside_for_names(move || {
+                if !late.load(Ordering::Relaxed) {
+                    on.forget_entry(parent, name.as_bytes());
+                }
                 gone.done();
             });
         }
@@ -139,6 +144,8 @@ impl State {
         if !gone.wait(KERNEL_MAX) {
             // A change of the directory by this guest is under way, and may be waiting for somebody who waits for this.
             kernel.forget_entries();
+            // All names are looked up again; what has not begun to wait for a directory need not.
+            late.store(true, Ordering::Relaxed);
         }
         // For mappings; reading asks for attributes first.
         if !clean.wait(KERNEL_MAX) {

@@ -50,88 +50,63 @@ impl What {
         (Self::CopyInProgram, "copies within programs"),
         (Self::CopyAcross, "copies between kernel and programs"),
         (Self::Encryption, "encryption"),
-        (Self::Waking, "waking, switching, timers"),
+        (Self::Waking, "waking, switching, locks"),
         (Self::Network, "TCP/IP, bridge, filters"),
         (Self::Fuse, "FUSE"),
-        (Self::Files, "files, pages, disk"),
+        (Self::Files, "files, memory, disk"),
         (Self::SystemCall, "entering the kernel"),
         (Self::OtherKernel, "rest of the kernel"),
     ];
 
     /// By the name of a function.
     fn of(symbol: &str, kernel: bool) -> Self {
-        let any = |parts: &[&str]| parts.iter().any(|part| symbol.contains(part));
-        let begins = |parts: &[&str]| {
-            let bare = symbol.trim_start_matches('_');
-            parts.iter().any(|part| bare.starts_with(part))
-        };
-        if any(&["aes_gcm", "gcm_", "ring_core", "chacha20", "poly1305"]) {
+        let any = |parts: &str| parts.split_whitespace().any(|part| symbol.contains(part));
+        if any(CIPHERS) {
             return Self::Encryption;
         }
         if !kernel {
-            return if any(&["memmove", "memcpy"]) { Self::CopyInProgram } else { Self::OwnCode };
+            return if any("memmove memcpy") { Self::CopyInProgram } else { Self::OwnCode };
         }
-        if any(&["copy_to_iter", "copy_from_iter", "copy_to_user", "copy_from_user", "copy_user"])
-            || any(&["rep_movs", "copy_folio", "copy_page", "skb_copy_datagram"])
-            || begins(&["memcpy", "clear_page", "fuse_copy"])
-        {
-            return Self::CopyAcross;
-        }
-        if begins(&["fuse_"]) {
-            return Self::Fuse;
-        }
-        if begins(&["raw_spin_unlock_irq", "finish_task", "schedule", "try_to_wake", "ttwu", "select_task"])
-            || begins(&["enqueue_", "dequeue_", "pick_", "update_", "futex", "wake_up", "native_write_msr"])
-            || begins(&["hrtimer", "tick_", "switch_", "sched_", "available_idle", "native_send"])
-            || any(&["reschedule", "wake_", "_idle", "apic"])
-        {
-            return Self::Waking;
-        }
-        if begins(&["tcp_", "ip_", "inet", "sk_", "sock", "skb", "veth", "br_", "nft_", "nf_", "net"])
-            || begins(&["dev_", "napi", "eth_", "csum", "alloc_skb", "kfree_skb", "tun_", "udp", "conntrack"])
-        {
-            return Self::Network;
-        }
-        if begins(&["do_syscall", "entry_", "syscall", "exit_to_user", "irqentry", "x64_sys", "its_return"]) {
-            return Self::SystemCall;
-        }
-        if begins(&[
-            "ext4",
-            "jbd2",
-            "blk",
-            "bio",
-            "submit_bio",
-            "iowrite",
-            "virt",
-            "vring",
-            "folio",
-            "filemap",
-        ]) || begins(&[
-            "xas",
-            "page",
-            "get_page",
-            "free_",
-            "d_",
-            "dentry",
-            "lookup_",
-            "link_path",
-            "path_",
-        ]) || begins(&[
-            "inode",
-            "iget",
-            "generic_",
-            "vfs",
-            "iov_iter",
-            "rmqueue",
-            "alloc_pages",
-            "writeback",
-        ]) || any(&["folio", "getattr", "statx", "xattr", "fanotify", "fsnotify"])
-        {
-            return Self::Files;
-        }
-        Self::OtherKernel
+        let bare = symbol.trim_start_matches('_');
+        let begins = |parts: &str| parts.split_whitespace().any(|part| bare.starts_with(part));
+        let rule = RULES.iter().find(|(_, first, within)| begins(first) || any(within));
+        rule.map_or(Self::OtherKernel, |(what, ..)| *what)
     }
 }
+
+const CIPHERS: &str = "aes_gcm gcm_ ring_core chacha20 poly1305";
+
+/// What functions of the kernel do, by the beginning of their names (without underscores) or by something within. The first rule
+/// counts. Where interrupts are off no sample is taken: their time falls to the function that switches them on.
+const RULES: [(What, &str, &str); 6] = [
+    (
+        What::CopyAcross,
+        "memcpy clear_page fuse_copy pi_memcpy",
+        "copy_to_iter copy_from_iter copy_to_user copy_from_user copy_user rep_movs copy_folio copy_page skb_copy_datagram \
+         datagram_iter check_object_size gup_fast",
+    ),
+    (What::Fuse, "fuse_", ""),
+    (
+        What::Waking,
+        "raw_spin_ pv_queued raw_callee_save finish_task schedule try_to_wake ttwu select_task enqueue_ dequeue_ pick_ update_ \
+         futex native_write_msr native_send hrtimer tick_ switch_ sched_ available_idle read_tsc",
+        "reschedule wake_ wait_woken _idle apic",
+    ),
+    (
+        What::Network,
+        "tcp_ ip_ inet sk_ sock skb veth br_ nft_ nf_ net dev_ napi eth_ csum alloc_skb kfree_skb tun_ udp conntrack \
+         handle_softirqs bbr_ fdb_ neigh_ passthru",
+        "",
+    ),
+    (What::SystemCall, "do_syscall entry_ syscall exit_to_user irqentry x64_sys its_return exc_", ""),
+    (
+        What::Files,
+        "ext4 jbd2 blk bio submit_bio iowrite virt vring filemap xas page get_page free_ d_ dentry lookup_ link_path path_ inode iget \
+         generic_ vfs iov_iter rmqueue alloc_pages writeback kmem_cache slab kmalloc kfree brelse find_get_block recently_deleted \
+         fdget",
+        "folio getattr statx xattr fanotify fsnotify",
+    ),
+];
 
 impl Who {
     /// By the name of a thread.
@@ -154,7 +129,9 @@ impl Who {
             return Self::Kernel;
         }
         match target {
-            Target::Strongroom if is(&["fuse", "reader-", "mount-strong", "sender", "keeper", "recall"]) => {
+            Target::Strongroom
+                if is(&["fuse", "reader-", "mount-strong", "sender", "keeper", "recall", "kernel"]) =>
+            {
                 Self::Client
             }
             Target::Strongroom if is(&["worker", "strongroom-g", "undo-log", "audit", "writeback"]) => {
