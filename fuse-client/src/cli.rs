@@ -15,6 +15,7 @@ use crate::attr::Owner;
 use crate::contract::{ContractFile, FileError, read_key};
 use crate::fs::Fs;
 use crate::fuse::Bridge;
+use crate::guard;
 use crate::journal::Journal;
 use crate::kernel::Kernel;
 use crate::mount::{self, Attach, Attached, MountError};
@@ -70,6 +71,9 @@ fn system(doing: &'static str) -> impl FnOnce(std::io::Error) -> Failure {
 
 /// Runs the program; the arguments come without its name.
 pub fn run(arguments: Vec<OsString>) -> ExitCode {
+    if guard::ran(&arguments) {
+        return ExitCode::SUCCESS;
+    }
     let directory = std::env::current_dir().unwrap_or_else(|_| "/".into());
     let options = match options::parse(arguments.clone(), &directory) {
         Ok(Command::Mount(options)) => *options,
@@ -270,6 +274,8 @@ fn serve(options: &Options, child: bool) -> Result<(), Failure> {
             return Err(failure);
         }
     };
+    // Without one there is a mount all the same.
+    let _guard = guard::start(&attached);
     let ended = run_session(session, attached.clone(), signals);
     let ended = match ended {
         Ok(ended) => ended,
