@@ -20,8 +20,8 @@ const DEVICE: &str = "/dev/cpu_dma_latency";
 const ANY: i32 = 2_000_000_000;
 /// The span in which requests are counted.
 const SPAN: Duration = Duration::from_millis(4);
-/// Requests within a span that make a burst: a thousand a second.
-const THICK: u64 = 4;
+/// Requests within a span, after its first, that make a burst: five hundred a second.
+const THICK: u64 = 2;
 /// How many spans of a burst go by before stolen time is looked at again.
 const SPANS: u32 = 25;
 /// The part of the processors' time, in percent, that may be stolen.
