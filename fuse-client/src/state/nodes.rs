@@ -1,6 +1,7 @@
 //! The nodes that the kernel knows: how often it was told of them, and by what name they can be found again.
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use strongroom_protocol::attr::Node;
 use strongroom_protocol::name::{MAX_PATH, Name};
@@ -18,7 +19,29 @@ pub struct Known {
     lookups: u64,
     place: Option<(Node, Name)>,
     root: bool,
+    /// When the kernel was last told that it may keep its name, if it is a directory.
+    kept: Option<Instant>,
+    /// When that was last taken back.
+    doubted: Option<Instant>,
 }
+
+/// How a name is taken back that may still be right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    /// It is not known to be a directory's: the name is forgotten.
+    Forget,
+    /// A directory's, in which somebody may be: it stays in the kernel's tree until it is looked up.
+    Expire,
+    /// The same, but the last answer may not have come that far.
+    Unsettled,
+}
+
+/// How long the kernel may take from an answer until it is in its tree; usually microseconds.
+const SETTLING: Duration = Duration::from_millis(100);
+/// A directory's name is not kept again before it has been left alone for this long. What a kernel believes that looks a name up
+/// which it has in its tree already cannot be taken back for [`SETTLING`]; so that is not done where names are taken back all the
+/// time.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// The nodes that the kernel knows.
 #[derive(Debug, Default)]
@@ -95,7 +118,8 @@ impl Nodes {
     fn tell(&mut self, node: Node, generation: u64, place: Option<(Node, Name)>) -> u64 {
         let root = place.is_none();
         let number = self.number_of(node, generation);
-        let known = self.known.entry(node).or_insert(Known { generation, lookups: 0, place: None, root });
+        let new = Known { generation, lookups: 0, place: None, root, kept: None, doubted: None };
+        let known = self.known.entry(node).or_insert(new);
         known.generation = generation;
         known.lookups += 1;
         known.root |= root;
@@ -115,6 +139,24 @@ impl Nodes {
         {
             self.by_name.remove(&place);
         }
+    }
+
+    /// For how long the kernel, which has been told of this directory, may keep its name, if that could be `ttl`.
+    pub fn keep_name(&mut self, node: Node, ttl: Duration, now: Instant) -> Duration {
+        let Some(known) = self.known.get_mut(&node).filter(|_| !ttl.is_zero()) else { return ttl };
+        if known.doubted.is_some_and(|at| now.saturating_duration_since(at) < QUIET) {
+            return Duration::ZERO;
+        }
+        known.kept = Some(now);
+        ttl
+    }
+
+    /// The name of a node is not under a lease any more.
+    pub fn doubt(&mut self, node: Node, now: Instant) -> Doubt {
+        let Some(known) = self.known.get_mut(&node) else { return Doubt::Forget };
+        let Some(kept) = known.kept else { return Doubt::Forget };
+        known.doubted = Some(now);
+        if now.saturating_duration_since(kept) < SETTLING { Doubt::Unsettled } else { Doubt::Expire }
     }
 
     /// The directory in which a node was last seen; `None` for the root of a grant.
@@ -276,6 +318,28 @@ mod tests {
         nodes.tell_named(node(2), 0, node(1), name("d"));
         nodes.tell_named(node(3), 0, node(2), name("f"));
         nodes
+    }
+
+    #[test]
+    fn the_name_of_a_directory_stays_in_the_tree_unless_an_answer_may_be_on_its_way() {
+        let mut nodes = small();
+        let (start, long) = (Instant::now(), Duration::from_secs(60));
+        assert_eq!(nodes.doubt(node(3), start), Doubt::Forget, "not known to be one");
+        assert_eq!(nodes.keep_name(node(2), long, start), long);
+        assert_eq!(nodes.doubt(node(2), start + SETTLING / 2), Doubt::Unsettled);
+        // Not kept while it is taken back again and again, so that there is never an answer that could be believed too long.
+        let mut now = start + SETTLING;
+        for _ in 0..3 {
+            assert_eq!(nodes.doubt(node(2), now), Doubt::Expire);
+            now += QUIET / 2;
+            assert_eq!(nodes.keep_name(node(2), long, now), Duration::ZERO);
+        }
+        now += QUIET;
+        assert_eq!(nodes.keep_name(node(2), Duration::ZERO, now), Duration::ZERO);
+        assert_eq!(nodes.doubt(node(2), now), Doubt::Expire, "the kernel was told that it may not keep it");
+        now += QUIET;
+        assert_eq!(nodes.keep_name(node(2), long, now), long);
+        assert_eq!(nodes.doubt(node(2), now), Doubt::Unsettled);
     }
 
     #[test]
