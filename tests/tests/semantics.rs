@@ -580,6 +580,22 @@ fn where_a_program_is_has_a_name_whatever_others_make_beside_it() {
 }
 
 #[test]
+fn what_was_removed_without_the_gateway_can_be_made_again_at_once() {
+    let (lab, mut one, _two) = start("semgone");
+    let shared = lab.data().join("shared");
+    one.run("def make(path): os.close(os.open(path, os.O_RDWR | os.O_CREAT))");
+    for round in 0..20 {
+        one.run("make('f'); os.stat('f')");
+        // The gateway hears of it a little later, and until then the guest may believe what it knows; but not once it was told that it is
+        // mistaken.
+        fs::remove_file(shared.join("f")).unwrap();
+        one.run("make('f')");
+        assert!(shared.join("f").exists(), "round {round}");
+    }
+    lab.down().unwrap();
+}
+
+#[test]
 fn watches_see_what_their_own_guest_does() {
     let (lab, mut one, mut two) = start("semwatch");
     let watch = r"queue = system('inotify_init1', os.O_NONBLOCK)

@@ -71,6 +71,15 @@ impl State {
         self.nodes.lock().path(node).ok_or(Errno::ESTALE)
     }
 
+    /// The gateway does not find a node where it was thought to be (somebody has changed the storage guest's files without it, and it is
+    /// yet to hear of that): no name on the way is believed, so that the kernel, which looks them up again, finds what is there.
+    pub fn lost_track(&self, node: Node) {
+        let way = self.nodes.lock().way(node);
+        let mut table = self.leases.table();
+        table.forget_root(node.grant);
+        way.iter().for_each(|(dir, name)| table.changed_name(None, *dir, name, None));
+    }
+
     /// Sets where notices to the kernel go; once, when the mount is there.
     pub fn set_kernel(&self, kernel: Kernel) {
         self.leases.set_kernel(kernel);

@@ -278,6 +278,23 @@ impl Nodes {
         Some(components.join(&b'/'))
     }
 
+    /// The names on the way to a node, as far as they are known, its own first.
+    pub fn way(&self, node: Node) -> Vec<(Node, Name)> {
+        let mut way = vec![];
+        let mut length = 0;
+        let mut at = node;
+        while let Some((parent, name)) = self.known.get(&at).and_then(|known| known.place.as_ref()) {
+            length += name.as_bytes().len() + 1;
+            // As in `path`.
+            if length > MAX_PATH {
+                break;
+            }
+            way.push((*parent, name.clone()));
+            at = *parent;
+        }
+        way
+    }
+
     /// The inode numbers of all nodes.
     pub fn numbers(&mut self) -> Vec<u64> {
         let nodes: Vec<Node> = self.known.keys().copied().collect();
@@ -318,6 +335,14 @@ mod tests {
         nodes.tell_named(node(2), 0, node(1), name("d"));
         nodes.tell_named(node(3), 0, node(2), name("f"));
         nodes
+    }
+
+    #[test]
+    fn the_way_to_a_node_and_nothing_else() {
+        let nodes = small();
+        assert_eq!(nodes.way(node(3)), [(node(2), name("f")), (node(1), name("d"))]);
+        assert_eq!(nodes.way(node(1)), []);
+        assert_eq!(nodes.way(node(9)), []);
     }
 
     #[test]
