@@ -13,6 +13,8 @@ use parking_lot::{Condvar, Mutex};
 /// `enum fuse_notify_code`.
 const INVAL_INODE: i32 = 2;
 const INVAL_ENTRY: i32 = 3;
+/// `FUSE_EXPIRE_ONLY` (Linux 6.2).
+const EXPIRE_ONLY: u32 = 1;
 /// Linux 6.16.
 const INC_EPOCH: i32 = 8;
 /// `struct fuse_out_header`.
@@ -76,9 +78,22 @@ impl Kernel {
     }
 
     /// A name is looked up again. Waits for changes of the directory by this guest that are under way.
+    ///
+    /// The kernel takes it out of its tree at once: if it is a directory's that somebody is in, getcwd(2) fails until somebody looks
+    /// the path up.
     pub fn forget_entry(&self, parent: u64, name: &[u8]) {
+        self.inval_entry(parent, name, 0);
+    }
+
+    /// The same, but the name stays where it is until looking it up shows that it stands for something else. Must not be used if the
+    /// answer to a looking up may not have reached the kernel's tree yet: the kernel would believe it.
+    pub fn doubt_entry(&self, parent: u64, name: &[u8]) {
+        self.inval_entry(parent, name, EXPIRE_ONLY);
+    }
+
+    fn inval_entry(&self, parent: u64, name: &[u8], flags: u32) {
         let length = (name.len() as u32).to_ne_bytes();
-        self.notify(INVAL_ENTRY, &[&parent.to_ne_bytes(), &length, &0_u32.to_ne_bytes(), name, &[0]]);
+        self.notify(INVAL_ENTRY, &[&parent.to_ne_bytes(), &length, &flags.to_ne_bytes(), name, &[0]]);
     }
 
     /// Does something that may have to wait for a directory that this guest is changing or listing, on another thread. Those who

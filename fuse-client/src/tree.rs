@@ -77,6 +77,16 @@ impl Tree {
         self.directories.get(&directory)?.children.get(name).copied()
     }
 
+    /// The directory and the name in it that stand for a grant.
+    pub fn place(&self, grant: u16) -> Option<(u64, &[u8])> {
+        let all = self
+            .directories
+            .iter()
+            .flat_map(|(number, found)| found.children.iter().map(move |c| (number, c)));
+        let mut found = all.filter(|(_, (_, branch))| **branch == Branch::Grant(grant));
+        found.next().map(|(number, (name, _))| (*number, name.as_slice()))
+    }
+
     /// Whether there is such a directory now.
     pub fn has(&self, directory: u64) -> bool {
         self.directories.contains_key(&directory)
@@ -123,6 +133,7 @@ mod tests {
         assert_eq!(names, [b"Mail".to_vec(), b"home".to_vec()]);
         assert_eq!(tree.child(ROOT, b"Mail"), Some(Branch::Grant(0)));
         assert_eq!(tree.child(ROOT, b"mail"), None);
+        assert_eq!(tree.place(0), Some((ROOT, &b"Mail"[..])));
         let Some(Branch::Directory(home)) = tree.child(ROOT, b"home") else { panic!("no /home") };
         assert_eq!(tree.child(home, b"bob"), Some(Branch::Grant(3)));
         let Some(Branch::Directory(alice)) = tree.child(home, b"alice") else { panic!("no /home/alice") };

@@ -112,8 +112,6 @@ pub(crate) struct Handles {
 /// A handle that was taken out.
 pub(crate) struct Released {
     pub(crate) open: Arc<Open>,
-    /// The session has no other handle of the node.
-    pub(crate) last: bool,
     /// It had the creator's rights, and no other handle of the node has.
     pub(crate) last_claim: bool,
 }
@@ -188,8 +186,16 @@ impl Handles {
         opens.find(|open| open.flags.write).cloned()
     }
 
-    /// Takes a handle out; it closes when the last operation on it ends.
-    pub(crate) fn remove(&self, handle: Handle) -> Checked<Released> {
+    /// Does something while the session has this handle.
+    pub(crate) fn while_open<T>(&self, handle: Handle, act: impl FnOnce() -> T) -> Checked<T> {
+        let table = self.table.read();
+        table.get(handle).ok_or(Refusal::BAD_HANDLE)?;
+        Ok(act())
+    }
+
+    /// Takes a handle out; it closes when the last operation on it ends. `no_more` is called if it was the session's last of the node,
+    /// before there can be another.
+    pub(crate) fn remove(&self, handle: Handle, no_more: impl FnOnce(&Node)) -> Checked<Released> {
         let mut table = self.table.write();
         let index = (handle.0 & u64::from(u32::MAX)) as usize;
         let open = table.get(handle).cloned().ok_or(Refusal::BAD_HANDLE)?;
@@ -204,10 +210,12 @@ impl Handles {
         let last = rest.is_empty();
         let others = rest.iter().filter_map(|other| table.get(*other)).any(|other| other.created);
         let last_claim = open.created && !others;
-        if !last {
+        if last {
+            no_more(&open.node);
+        } else {
             table.by_node.insert(open.node.id, rest);
         }
-        Ok(Released { open, last, last_claim })
+        Ok(Released { open, last_claim })
     }
 
     /// Closes all, and lets none be opened any more. Returns how many there were.

@@ -442,7 +442,7 @@ impl Locks {
     }
 
     /// Gives up all locks of a session on a node, and ends its waits there.
-    pub(crate) fn release_node(&self, node: u64, session: u64) {
+    pub(crate) fn release_node(&self, node: u64, session: u64) -> Due {
         let mut due = Due::default();
         let mut table = self.table.lock();
         table.end_keeping_of(node, session, &mut due);
@@ -451,8 +451,7 @@ impl Locks {
                 due.push((waiting.reply, Outcome::Failed(errno(Errno::INTR))));
             });
         }
-        drop(table);
-        due.send();
+        due
     }
 
     /// Gives up all locks of a session; its waits are answered with `Fenced`. Returns how many were held, and waited for.

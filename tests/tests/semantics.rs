@@ -559,6 +559,43 @@ fn direct_and_unnamed_and_what_fuse_does_not_carry() {
 }
 
 #[test]
+fn where_a_program_is_has_a_name_whatever_others_make_beside_it() {
+    let (lab, mut one, mut two) = start("semcwd");
+    one.run("os.makedirs('d/sub')");
+    two.run("os.chdir('d/sub')");
+    for _ in 0..3 {
+        // The kernel keeps the names that it was told.
+        two.run("os.stat('/mnt/work/d/sub')");
+        // More than a guest is told of one by one.
+        one.run("for n in range(40): open(f'd/made{n}', 'w').close(); os.unlink(f'd/made{n}')");
+        assert_eq!(two.ask("os.getcwd()"), "'/mnt/work/d/sub'");
+    }
+    one.run("os.rename('d/sub', 'd/other'); os.mkdir('d/sub')");
+    assert_eq!(
+        two.ask("[os.path.samefile('.', f'/mnt/work/d/{name}') for name in ('sub', 'other')]"),
+        "[False, True]"
+    );
+    assert_eq!(two.ask("os.getcwd()"), "'/mnt/work/d/other'");
+    lab.down().unwrap();
+}
+
+#[test]
+fn what_was_removed_without_the_gateway_can_be_made_again_at_once() {
+    let (lab, mut one, _two) = start("semgone");
+    let shared = lab.data().join("shared");
+    one.run("def make(path): os.close(os.open(path, os.O_RDWR | os.O_CREAT))");
+    for round in 0..20 {
+        one.run("make('f'); os.stat('f')");
+        // The gateway hears of it a little later, and until then the guest may believe what it knows; but not once it was told that it is
+        // mistaken.
+        fs::remove_file(shared.join("f")).unwrap();
+        one.run("make('f')");
+        assert!(shared.join("f").exists(), "round {round}");
+    }
+    lab.down().unwrap();
+}
+
+#[test]
 fn watches_see_what_their_own_guest_does() {
     let (lab, mut one, mut two) = start("semwatch");
     let watch = r"queue = system('inotify_init1', os.O_NONBLOCK)

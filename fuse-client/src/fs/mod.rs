@@ -316,12 +316,18 @@ impl Fs {
 
     /// What the kernel is told of an entry that was found.
     fn found(&self, parent: Node, name: &Name, node: Node, attr: &Attr) -> Result<Told, Errno> {
+        let entry_ttl = self.state.leases.entry_ttl(parent, name, Some(node));
+        let directory = attr.mode & libc::S_IFMT == libc::S_IFDIR;
         Ok(Told {
             attr: self.shown_attr(node, attr)?,
             generation: attr.generation,
             attr_ttl: self.state.leases.attr_ttl(node),
-            entry_ttl: self.state.leases.entry_ttl(parent, name, Some(node)),
+            entry_ttl: if directory { self.keep_directory(node, entry_ttl) } else { entry_ttl },
         })
+    }
+
+    fn keep_directory(&self, node: Node, ttl: Duration) -> Duration {
+        self.state.nodes.lock().keep_name(node, ttl, Instant::now())
     }
 
     /// There is no such name, and the kernel may keep that.
@@ -352,7 +358,7 @@ impl Fs {
             table.root(grant, Instant::now()).is_some_and(|(root, _)| root == node)
         };
         let attr_ttl = leases.attr_ttl(node);
-        let entry_ttl = if known { self.skeleton_ttl() } else { Duration::ZERO };
+        let entry_ttl = if known { self.keep_directory(node, self.skeleton_ttl()) } else { Duration::ZERO };
         Ok(Told { attr, generation: entry.attr.generation, attr_ttl, entry_ttl })
     }
 

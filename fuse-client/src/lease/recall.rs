@@ -14,11 +14,15 @@ use super::table::{OwnChange, Table};
 pub struct Drop {
     /// The kernel may have attributes of these.
     pub attrs: Vec<Node>,
-    /// The kernel may have these names.
+    /// The kernel may have these names, which will change.
     pub entries: Vec<(Node, Name)>,
+    /// The kernel may have these names, which are not under a lease any more.
+    pub doubted: Vec<(Node, Name)>,
+    /// The same for the mount's names of grants, with the roots for which they stand.
+    pub roots: Vec<(u16, Node)>,
     /// The kernel may have contents of these that will change.
     pub pages: Vec<Node>,
-    /// The kernel may have names that are not listed in `entries`.
+    /// The kernel may have names that are not listed here.
     pub all_entries: bool,
     /// What is open of these, unknown to the gateway, must be opened there.
     pub open: Vec<Node>,
@@ -71,8 +75,7 @@ impl Table {
                     drop.attrs.push(node);
                 }
                 take_names(held.names.as_deref(), node, drop);
-                drop.all_entries |= self.roots.values().any(|root| *root == node);
-                self.roots.retain(|_, root| *root != node);
+                drop.roots.extend(self.roots.extract_if(|_, root| *root == node));
                 // Without a lease the last name may go, now or later, without this being told.
                 drop.open.push(node);
                 // Nobody else reads what is not in the file yet.
@@ -180,9 +183,8 @@ impl Table {
                     drop.attrs.push(node);
                 }
                 drop.all_entries |= held.names.as_ref().is_some_and(|names| names.told().next().is_some());
-                drop.all_entries |= self.roots.values().any(|root| *root == node);
             }
-            self.roots.retain(|_, root| *root != node);
+            drop.roots.extend(self.roots.extract_if(|_, root| *root == node));
             self.evict(node);
         }
         drop
@@ -195,6 +197,6 @@ fn take_names(names: Option<&Names>, node: Node, drop: &mut Drop) {
     if told.len() > SINGLY {
         drop.all_entries = true;
     } else {
-        drop.entries.extend(told.into_iter().map(|name| (node, name)));
+        drop.doubted.extend(told.into_iter().map(|name| (node, name)));
     }
 }

@@ -442,6 +442,11 @@ impl Table {
         Some((node, self.attr(node, now)?))
     }
 
+    /// What was known of the root of a grant is not believed any more.
+    pub fn forget_root(&mut self, grant: u16) {
+        self.roots.remove(&grant);
+    }
+
     /// The kernel is shown attributes.
     pub fn show(&mut self, node: Node, attr: &Attr) {
         if let Some(held) = self.nodes.get_mut(&node) {

@@ -224,6 +224,18 @@ fn a_victim_that_is_not_certain_makes_all_attributes_doubtful() {
 }
 
 #[test]
+fn names_and_roots_without_a_lease_are_doubted_not_forgotten() {
+    let mut world = World::warm();
+    let heard = world.heard(1);
+    world.table.learn_root(&heard, 0, DIR);
+    world.table.tell_name(DIR, &name("f"), Some(FILE), world.now);
+    let dropped = world.recall(2, DIR, What::All { data: false, open: false });
+    assert_eq!((dropped.doubted, dropped.roots), (vec![(DIR, name("f"))], vec![(0, DIR)]));
+    assert_eq!((dropped.entries, dropped.all_entries), (vec![], false));
+    assert!(world.table.root(0, world.now).is_none());
+}
+
+#[test]
 fn a_whole_directory_answers_for_names_that_are_not_there() {
     let mut world = World::warm();
     let heard = world.heard(1);

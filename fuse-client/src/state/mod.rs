@@ -30,7 +30,7 @@ pub use ahead::{Ahead, ToList};
 pub use grants::{Grant, Grants};
 pub use handles::{Coming, Handles, OpenFile, Survey, Then, Turn, Wire};
 pub use locks::{Closing, HeldLock, Here, Locks, Telling};
-pub use nodes::{Known, Nodes};
+pub use nodes::{Doubt, Known, Nodes};
 pub use reading::{Batch, FileHint, LONGEST, Reading};
 
 /// The tables of one mount.
@@ -73,6 +73,15 @@ impl State {
         self.nodes.lock().path(node).ok_or(Errno::ESTALE)
     }
 
+    /// The gateway does not find a node where it was thought to be (somebody has changed the storage guest's files without it, and it is
+    /// yet to hear of that): no name on the way is believed, so that the kernel, which looks them up again, finds what is there.
+    pub fn lost_track(&self, node: Node) {
+        let way = self.nodes.lock().way(node);
+        let mut table = self.leases.table();
+        table.forget_root(node.grant);
+        way.iter().for_each(|(dir, name)| table.changed_name(None, *dir, name, None));
+    }
+
     /// Sets where notices to the kernel go; once, when the mount is there.
     pub fn set_kernel(&self, kernel: Kernel) {
         self.leases.set_kernel(kernel);
@@ -108,7 +117,7 @@ impl State {
             }
         }
         self.forget_once_made(kernel, unmade);
-        let entries = if drop.all_entries { &[] } else { drop.entries.as_slice() };
+        let entries = if drop.all_entries { vec![] } else { self.entries_to_take_back(kernel, drop) };
         let pages: Vec<u64> = {
             let mut nodes = self.nodes.lock();
             drop.pages
@@ -123,12 +132,13 @@ impl State {
         let (gone, clean) = (Latch::new(entries.len()), Latch::new(pages.len()));
         let begun = Latch::new(pages.len());
         let late = Arc::new(AtomicBool::new(false));
-        for (parent, name) in entries {
-            let (parent, name) = (number(*parent), name.clone());
+        for (parent, name, stays) in entries {
             let (on, gone, late) = (kernel.clone(), gone.clone(), late.clone());
             kernel.aside_for_names(move || {
-                if !late.load(Ordering::Relaxed) {
-                    on.forget_entry(parent, name.as_bytes());
+                match stays {
+                    _ if late.load(Ordering::Relaxed) => {}
+                    true => on.doubt_entry(parent, &name),
+                    false => on.forget_entry(parent, &name),
                 }
                 gone.done();
             });
@@ -156,6 +166,37 @@ impl State {
 }
 
 impl State {
+    /// The names that the kernel is to be told of one by one: by directory, and whether they stay until they are looked up. It has been
+    /// told if all are to be looked up.
+    fn entries_to_take_back(&self, kernel: &Kernel, drop: &Drop) -> Vec<(u64, Vec<u8>, bool)> {
+        let mut list = vec![];
+        {
+            let tree = self.tree.read();
+            let places = drop.roots.iter().filter_map(|(grant, _)| tree.place(*grant));
+            list.extend(places.map(|(directory, name)| (directory, name.to_vec(), true)));
+        }
+        let now = Instant::now();
+        let mut nodes = self.nodes.lock();
+        // What the kernel believes too long of a root is noticed at the gateway: where another one has taken its place, the former lies
+        // outside the grant (ESTALE), and the kernel looks its name up again.
+        drop.roots.iter().for_each(|(_, root)| _ = nodes.doubt(*root, now));
+        let mut all = false;
+        for (parent, name) in &drop.entries {
+            list.push((nodes.number(*parent), name.as_bytes().to_vec(), false));
+        }
+        for (parent, name) in &drop.doubted {
+            let doubt = nodes.named(*parent, name).map_or(Doubt::Forget, |node| nodes.doubt(node, now));
+            all |= doubt == Doubt::All;
+            list.push((nodes.number(*parent), name.as_bytes().to_vec(), doubt == Doubt::Expire));
+        }
+        if all {
+            // None is taken out of the tree before it is looked up, and then it is found at once.
+            kernel.forget_entries();
+            list.clear();
+        }
+        list
+    }
+
     /// The kernel was told attributes of these and has no such inodes: either it has not come to making them yet, and would keep
     /// what it was told, or it has forgotten them and has yet to say so. Both are over in microseconds.
     fn forget_once_made(&self, kernel: &Kernel, mut unmade: Vec<(Node, u64)>) {

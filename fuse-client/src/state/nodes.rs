@@ -1,6 +1,7 @@
 //! The nodes that the kernel knows: how often it was told of them, and by what name they can be found again.
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use strongroom_protocol::attr::Node;
 use strongroom_protocol::name::{MAX_PATH, Name};
@@ -18,7 +19,38 @@ pub struct Known {
     lookups: u64,
     place: Option<(Node, Name)>,
     root: bool,
+    /// Whether the kernel may keep its name, if it is a directory.
+    kept: Kept,
+    /// When that was last taken back.
+    doubted: Option<Instant>,
 }
+
+/// How a name is taken back that may still be right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    /// It is not known to be a directory's: the name is forgotten.
+    Forget,
+    /// A directory's, in which somebody may be: it stays in the kernel's tree until it is looked up.
+    Expire,
+    /// The same, but an answer may be on its way that would make it valid again: only ending all names at once is not undone by
+    /// that (`FUSE_NOTIFY_INC_EPOCH`).
+    All,
+}
+
+/// Whether the kernel may keep the name of a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kept {
+    No,
+    /// It was told when it knew nothing of the directory. It puts such a name into its tree with the parent locked, and taking it back
+    /// waits for that.
+    First,
+    /// It may have had the name in its tree already, and makes it valid again without a lock.
+    Again,
+}
+
+/// A directory's name is not kept again before it has been left alone for this long: where names are taken back all the time, they would
+/// all be ended each time.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// The nodes that the kernel knows.
 #[derive(Debug, Default)]
@@ -95,7 +127,8 @@ impl Nodes {
     fn tell(&mut self, node: Node, generation: u64, place: Option<(Node, Name)>) -> u64 {
         let root = place.is_none();
         let number = self.number_of(node, generation);
-        let known = self.known.entry(node).or_insert(Known { generation, lookups: 0, place: None, root });
+        let new = Known { generation, lookups: 0, place: None, root, kept: Kept::No, doubted: None };
+        let known = self.known.entry(node).or_insert(new);
         known.generation = generation;
         known.lookups += 1;
         known.root |= root;
@@ -115,6 +148,29 @@ impl Nodes {
         {
             self.by_name.remove(&place);
         }
+    }
+
+    /// For how long the kernel, which has been told of this directory, may keep its name, if that could be `ttl`.
+    pub fn keep_name(&mut self, node: Node, ttl: Duration, now: Instant) -> Duration {
+        let Some(known) = self.known.get_mut(&node).filter(|_| !ttl.is_zero()) else { return ttl };
+        if known.doubted.is_some_and(|at| now.saturating_duration_since(at) < QUIET) {
+            return Duration::ZERO;
+        }
+        let first = known.kept == Kept::No && known.lookups <= 1 && known.doubted.is_none();
+        known.kept = if first { Kept::First } else { Kept::Again };
+        ttl
+    }
+
+    /// The name of a node is not under a lease any more.
+    pub fn doubt(&mut self, node: Node, now: Instant) -> Doubt {
+        let Some(known) = self.known.get_mut(&node) else { return Doubt::Forget };
+        let doubt = match known.kept {
+            Kept::No if known.doubted.is_none() => return Doubt::Forget,
+            Kept::No | Kept::First => Doubt::Expire,
+            Kept::Again => Doubt::All,
+        };
+        (known.kept, known.doubted) = (Kept::No, Some(now));
+        doubt
     }
 
     /// The directory in which a node was last seen; `None` for the root of a grant.
@@ -236,6 +292,23 @@ impl Nodes {
         Some(components.join(&b'/'))
     }
 
+    /// The names on the way to a node, as far as they are known, its own first.
+    pub fn way(&self, node: Node) -> Vec<(Node, Name)> {
+        let mut way = vec![];
+        let mut length = 0;
+        let mut at = node;
+        while let Some((parent, name)) = self.known.get(&at).and_then(|known| known.place.as_ref()) {
+            length += name.as_bytes().len() + 1;
+            // As in `path`.
+            if length > MAX_PATH {
+                break;
+            }
+            way.push((*parent, name.clone()));
+            at = *parent;
+        }
+        way
+    }
+
     /// The inode numbers of all nodes.
     pub fn numbers(&mut self) -> Vec<u64> {
         let nodes: Vec<Node> = self.known.keys().copied().collect();
@@ -276,6 +349,50 @@ mod tests {
         nodes.tell_named(node(2), 0, node(1), name("d"));
         nodes.tell_named(node(3), 0, node(2), name("f"));
         nodes
+    }
+
+    #[test]
+    fn the_way_to_a_node_and_nothing_else() {
+        let nodes = small();
+        assert_eq!(nodes.way(node(3)), [(node(2), name("f")), (node(1), name("d"))]);
+        assert_eq!(nodes.way(node(1)), []);
+        assert_eq!(nodes.way(node(9)), []);
+    }
+
+    #[test]
+    fn the_name_of_a_directory_stays_in_the_tree() {
+        let mut nodes = small();
+        let (start, long) = (Instant::now(), Duration::from_secs(60));
+        assert_eq!(nodes.doubt(node(3), start), Doubt::Forget, "not known to be one");
+        assert_eq!(nodes.keep_name(node(2), long, start), long);
+        assert_eq!(nodes.doubt(node(2), start), Doubt::Expire);
+        // Not kept while it is taken back again and again, so that there is nothing that an answer on its way could bring back.
+        let mut now = start;
+        for _ in 0..3 {
+            assert_eq!(nodes.doubt(node(2), now), Doubt::Expire);
+            now += QUIET / 2;
+            assert_eq!(nodes.keep_name(node(2), long, now), Duration::ZERO);
+        }
+        now += QUIET;
+        assert_eq!(nodes.keep_name(node(2), Duration::ZERO, now), Duration::ZERO);
+        assert_eq!(nodes.doubt(node(2), now), Doubt::Expire, "the kernel was told that it may not keep it");
+        now += QUIET;
+        assert_eq!(nodes.keep_name(node(2), long, now), long);
+        assert_eq!(
+            nodes.doubt(node(2), now + long),
+            Doubt::All,
+            "it may have been in the tree, and valid again at any time"
+        );
+        assert_eq!(nodes.doubt(node(2), now + long), Doubt::Expire);
+    }
+
+    #[test]
+    fn a_name_that_was_told_twice_may_be_made_valid_again_by_an_answer_on_its_way() {
+        let mut nodes = small();
+        let (now, long) = (Instant::now(), Duration::from_secs(60));
+        nodes.keep_name(node(2), long, now);
+        nodes.keep_name(node(2), long, now);
+        assert_eq!(nodes.doubt(node(2), now), Doubt::All);
     }
 
     #[test]

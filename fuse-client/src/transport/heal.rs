@@ -115,7 +115,13 @@ impl Shared {
             pid: pending.pid,
             done: Box::new(move |result| match result {
                 Ok(_) => then(&shared, pending),
-                Err(ended) => ending.give_up(pending, Err(not_found(ended))),
+                Err(ended) => {
+                    let ended = not_found(ended);
+                    if ended == Ended::Failed(Failure::Stale) {
+                        ending.state.lost_track(node);
+                    }
+                    ending.give_up(pending, Err(ended));
+                }
             }),
             keep: None,
         });

@@ -281,7 +281,7 @@ fn open_read(
     let read = gate.handle(&read, *handle).and_then(|permit| store::read::read(&permit, offset, length, out));
     if let Err(refusal) = read {
         // Nobody knows of the handle.
-        gate.session.handles.remove(*handle)?;
+        crate::gate::close(gate.engine, gate.session, *handle)?;
         return Err(refusal);
     }
     Ok(opened)

@@ -25,9 +25,9 @@ pub use turnstile::{Admission, Turnstile};
 
 use crate::detect::Watch;
 use crate::engine::{EngineSession, LockReply, Shared, SpecialFiles};
-use crate::handles::{Open, Use};
+use crate::handles::{Open, Released, Use};
 use crate::leases::{Deal, Key};
-use crate::locks::{Asked, How, Owner};
+use crate::locks::{Asked, Due, How, Owner};
 use crate::quota::Limit;
 use crate::sys::Identity;
 use crate::tree::sections::Section;
@@ -98,6 +98,7 @@ pub(crate) struct IntoDir {
 /// On an open file or directory.
 pub(crate) struct OnHandle {
     open: Arc<Open>,
+    handle: Handle,
 }
 
 /// On an open file or directory that is let go of.
@@ -215,7 +216,7 @@ impl<'a> Gate<'a> {
         scope.inside_open(&open)?;
         scope.creator = open.created;
         scope.arrive(op, None)?;
-        Ok(Permit { scope, on: OnHandle { open } })
+        Ok(Permit { scope, on: OnHandle { open, handle } })
     }
 
     /// For letting go of an open file or directory, wherever it lies by now.
@@ -582,24 +583,28 @@ impl Permit<'_, OnHandle> {
     }
 
     /// Sets or gives up a lock. The reply says so if the client may answer for the locks of the file from now on.
+    ///
+    /// # Errors
+    /// `BadHandle` if the handle was closed meanwhile: its locks are gone, and this one would stay behind.
     pub(crate) fn set_lock(
         &self,
         lock: &attr::Lock,
         wait: Option<(u64, &dyn Fn() -> LockReply)>,
         reclaim: bool,
-    ) -> Asked {
+    ) -> Checked<Asked> {
         let Scope { engine, session, deal, number, .. } = &self.scope;
         let owner = Owner { session: session.number, owner: lock.owner };
         let node = &self.on.open.node;
         let (by, most) = (self.lock_key(), session.bounds.locks);
         let (asked, due) = deal.with_locks(node, *number, |may_keep| {
-            engine.locks.set(node.id, owner, lock, How { wait, reclaim, most, by, may_keep })
-        });
+            let how = How { wait, reclaim, most, by, may_keep };
+            session.handles.while_open(self.on.handle, || engine.locks.set(node.id, owner, lock, how))
+        })?;
         due.send();
         if asked == Asked::Kept {
             deal.note_node(Lease::Exclusive);
         }
-        asked
+        Ok(asked)
     }
 }
 
@@ -613,6 +618,16 @@ impl Permit<'_, OnHandles> {
     }
 }
 
+/// Takes a handle out. With the session's last one of the file go all its locks: no descriptor is left through which one could be given
+/// up.
+pub(crate) fn close(engine: &Shared, session: &EngineSession, handle: Handle) -> Checked<Released> {
+    let mut due = Due::default();
+    let released =
+        session.handles.remove(handle, |node| due = engine.locks.release_node(node.id, session.number));
+    due.send();
+    released
+}
+
 impl Permit<'_, Letting> {
     /// Gives up the locks of an owner on the file.
     pub(crate) fn release_locks(&self, owner: u64) {
@@ -620,8 +635,11 @@ impl Permit<'_, Letting> {
         self.scope.engine.locks.release_owner(self.on.open.node.id, owner);
     }
 
-    /// Gives up all locks of the session on the file.
-    pub(crate) fn release_all_locks(&self) {
-        self.scope.engine.locks.release_node(self.on.open.node.id, self.scope.session.number);
+    /// Takes the handle out.
+    ///
+    /// # Errors
+    /// `BadHandle`.
+    pub(crate) fn close(&self, handle: Handle) -> Checked<Released> {
+        close(self.scope.engine, self.scope.session, handle)
     }
 }

@@ -12,8 +12,8 @@
 //! 3. Replies and recalls are put in order by the session's clock: a reply carries the time from before it was carried out,
 //!    a recall a later one, whichever comes first.
 //!
-//! Locks, in this order, after those of the tree: the lessee's table or its recalls, then one node's leases, then the table of
-//! locks. Nothing is
+//! Locks, in this order, after those of the tree: the lessee's table or its recalls, then one node's leases, then the session's table of
+//! handles, then the table of locks. Nothing is
 //! waited for with a lock held: an operation that must wait unwinds ([`crate::gate::refusal::Refusal::Recall`]), keeps its
 //! marks, and is attempted anew.
 

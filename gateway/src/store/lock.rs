@@ -24,7 +24,7 @@ pub(crate) fn set(
     if lock.kind != LockKind::Unlock && !reclaim {
         permit.locking()?;
     }
-    match permit.set_lock(lock, wait, reclaim) {
+    match permit.set_lock(lock, wait, reclaim)? {
         Asked::Given | Asked::Kept => Ok(Some(Outcome::Done)),
         Asked::Waits => Ok(None),
         Asked::Refused(failure) => Err(Failure::into(failure)),

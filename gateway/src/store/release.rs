@@ -22,11 +22,7 @@ pub(crate) fn release(
     if let Some(owner) = lock_owner {
         permit.release_locks(owner);
     }
-    let released = permit.session().handles.remove(handle)?;
-    if released.last {
-        // No descriptor is left through which a lock could be given up.
-        permit.release_all_locks();
-    }
+    let released = permit.close(handle)?;
     let open = &released.open;
     let claim = released.last_claim.then_some(Claim {
         grant: open.grant,

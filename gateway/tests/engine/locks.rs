@@ -1,6 +1,7 @@
 //! Byte-range locks between guests, against a naive model.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 
 use proptest::prelude::*;
@@ -157,6 +158,43 @@ fn locks_end_with_descriptors_handles_and_sessions() {
     assert_eq!((closed.handles, closed.locks, closed.waiting), (1, 1, 1));
     assert_eq!(waits.recv().unwrap(), Outcome::Failed(Failure::Fenced));
     assert_eq!(theirs.recv().unwrap(), Outcome::Done);
+}
+
+/// Closing the last handle takes all locks of the session on the file. One that was taken through another handle, opened meanwhile, is
+/// not among them; and one that was asked for through a handle is not had once that is closed.
+#[test]
+fn closing_takes_no_lock_of_what_is_opened_meanwhile_and_leaves_none_behind() {
+    let world = world();
+    let (one, two) = (player(&world, "f"), player(&world, "f"));
+    one.guest.release(one.handle);
+    let node = one.guest.node(0, "f");
+    let whole = lock(1, Exclusive, 0, u64::MAX);
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ended.load(Ordering::Relaxed) {
+                one.guest.release(opened(one.guest.open(node, BOTH)));
+            }
+        });
+        let lost = (0..20_000).find(|_| {
+            let handle = opened(one.guest.open(node, BOTH));
+            let op = Op::SetLock { handle, lock: whole, wait: false, reclaim: false };
+            assert_eq!(one.guest.ask(&op), Outcome::Done);
+            let theirs = two.query(lock(9, Exclusive, 0, u64::MAX));
+            one.guest.release(handle);
+            theirs.is_none()
+        });
+        ended.store(true, Ordering::Relaxed);
+        assert_eq!(lost, None);
+    });
+    for round in 0..5_000 {
+        let handle = opened(one.guest.open(node, BOTH));
+        std::thread::scope(|scope| {
+            scope.spawn(|| one.guest.release(handle));
+            one.guest.ask(&Op::SetLock { handle, lock: whole, wait: false, reclaim: false });
+        });
+        assert_eq!(two.query(lock(9, Exclusive, 0, u64::MAX)), None, "round {round}");
+    }
 }
 
 #[test]
