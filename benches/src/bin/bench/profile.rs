@@ -26,6 +26,8 @@ enum Who {
     Server,
     /// Threads of the kernel (disks, network, work left for later), and `perf` itself.
     Kernel,
+    /// What else runs on the machine.
+    Others,
     Nobody,
 }
 
@@ -140,7 +142,10 @@ impl Who {
             Target::Passthrough if is(&["bindfs"]) => Self::Client,
             Target::Sshfs | Target::SshfsTuned if is(&["sshfs", "ssh"]) && comm != "sshd" => Self::Client,
             Target::Sshfs | Target::SshfsTuned if is(&["sftp", "sshd"]) => Self::Server,
-            _ => Self::Caller,
+            _ if is(&["bench", "git", "tar", "find", "grep", "rm", "sqlite3", "sh", "gzip", "xz"]) => {
+                Self::Caller
+            }
+            _ => Self::Others,
         }
     }
 }
@@ -258,11 +263,11 @@ impl Profiles {
     pub(crate) fn markdown(&self, results: &Results) -> String {
         let mut text = String::from(
             "\nProcessor time of each operation (of the whole row where its unit is seconds or MiB), by `perf`, which slows everything down; shares are of the time that somebody used.\n\n\
-             | workload | target | unit | caller | client | server | kernel threads | idle |",
+             | workload | target | unit | caller | client | server | kernel threads | others | idle |",
         );
         let shares: Vec<_> = What::ALL.iter().map(|(_, title)| *title).collect();
         let _ = writeln!(text, " {} |", shares.join(" | "));
-        let _ = writeln!(text, "|---|---|---|{}", "---:|".repeat(5 + shares.len()));
+        let _ = writeln!(text, "|---|---|---|{}", "---:|".repeat(6 + shares.len()));
         for ((row, target), profile) in &self.0 {
             let Some(value) = results.median(*row, *target) else { continue };
             let rounds = results.samples(*row, *target).len().max(1) as f64;
@@ -276,19 +281,22 @@ impl Profiles {
             };
             let time = |who| profile.share(|w, _| w == who) * profile.seconds / rounds * scale;
             let idle = profile.share(|who, _| who == Who::Nobody);
+            let others = profile.share(|who, _| who == Who::Others);
             let _ = write!(
                 text,
-                "| {} | {} | {unit} | {:.1} | {:.1} | {:.1} | {:.1} | {:.0} % |",
+                "| {} | {} | {unit} | {:.1} | {:.1} | {:.1} | {:.1} | {:.0} % | {:.0} % |",
                 row.title(),
                 target.title(),
                 time(Who::Caller),
                 time(Who::Client),
                 time(Who::Server),
                 time(Who::Kernel),
+                others * 100.0,
                 idle * 100.0
             );
             for (what, _) in What::ALL {
-                let share = profile.share(|who, w| who != Who::Nobody && w == what) / (1.0 - idle).max(0.001);
+                let share =
+                    profile.share(|who, w| who < Who::Others && w == what) / (1.0 - idle - others).max(0.001);
                 let _ = write!(text, " {:.0} % |", share * 100.0);
             }
             text.push('\n');
@@ -322,6 +330,7 @@ mod tests {
         assert_eq!(Who::of("worker", Target::Strongroom), Who::Server);
         assert_eq!(Who::of("git", Target::Strongroom), Who::Caller);
         assert_eq!(Who::of("bindfs", Target::Passthrough), Who::Client);
+        assert_eq!(Who::of("rustc", Target::Strongroom), Who::Others);
         assert_eq!(Who::of("swapper", Target::Local), Who::Nobody);
         assert_eq!(Who::of("kworker/0:1", Target::Local), Who::Kernel);
     }
