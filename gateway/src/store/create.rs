@@ -14,6 +14,9 @@ use crate::handles::Use;
 use crate::leases::Change;
 use crate::tree::Stat;
 
+/// How often a name is tried that is taken when it is to be made, and gone when it is to be opened.
+const ATTEMPTS: usize = 64;
+
 pub(crate) fn create(
     permit: &Permit<'_, InDir>,
     name: &[u8],
@@ -22,18 +25,23 @@ pub(crate) fn create(
     by: Credentials,
 ) -> Checked<(Outcome, Option<ClaimChange>)> {
     let flags = normal(flags);
-    match create_new(permit, name, mode, flags, by) {
-        Ok((handle, entry)) => {
-            let claim =
-                Claim { grant: entry.node.grant, ino: entry.attr.ino, generation: entry.attr.generation };
-            Ok((Outcome::Created(handle, entry), Some(ClaimChange::Made(claim))))
+    for _ in 0..ATTEMPTS {
+        match create_new(permit, name, mode, flags, by) {
+            Ok((handle, entry)) => {
+                let claim =
+                    Claim { grant: entry.node.grant, ino: entry.attr.ino, generation: entry.attr.generation };
+                return Ok((Outcome::Created(handle, entry), Some(ClaimChange::Made(claim))));
+            }
+            Err(refusal) if refusal.is(Errno::EXIST) && !flags.exclusive => {}
+            Err(other) => return Err(other),
         }
-        Err(refusal) if refusal.is(Errno::EXIST) && !flags.exclusive => {
-            let (handle, entry) = open_found(permit, name, flags)?;
-            Ok((Outcome::Created(handle, entry), None))
+        match open_found(permit, name, flags) {
+            // Somebody took it away in between: that there is no such file is no answer to who would make it.
+            Err(refusal) if refusal.is(Errno::NOENT) => {}
+            found => return found.map(|(handle, entry)| (Outcome::Created(handle, entry), None)),
         }
-        Err(other) => Err(other),
     }
+    Err(Refusal::errno(Errno::BUSY))
 }
 
 fn create_new(

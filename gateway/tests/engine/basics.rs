@@ -1,6 +1,7 @@
 //! Every operation does what it says.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use strongroom_contracts::{Ownership, Rights};
 use strongroom_gateway::engine::{EngineOptions, SessionBounds, SpecialFiles};
@@ -377,4 +378,37 @@ fn a_grant_whose_path_is_missing_appears_when_it_does() {
     let infos = guest.session.grant_infos(&admission);
     assert_eq!(infos[0].root.unwrap().ino, root.ino);
     assert_eq!(infos[0].mount.as_str(), "/y");
+}
+
+#[test]
+fn who_would_make_a_file_is_never_told_that_there_is_none() {
+    let world = World::new();
+    world.dirs(&["a"]);
+    let guest = || world.guest(vec![grant("a", "/a", Rights::READ_WRITE)]);
+    let (remover, makers) = (guest(), [guest(), guest()]);
+    let left = AtomicUsize::new(makers.len());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let root = remover.root(0);
+            while left.load(Ordering::Relaxed) > 0 {
+                let gone = remover.unlink(root, "f");
+                assert!([Outcome::Done, errno(libc::ENOENT)].contains(&gone), "{gone:?}");
+            }
+        });
+        for maker in &makers {
+            let left = &left;
+            scope.spawn(move || {
+                let root = maker.root(0);
+                let refused = (0..5000).find_map(|_| match maker.create(root, "f", BOTH) {
+                    Outcome::Created(handle, _) => {
+                        maker.release(handle);
+                        None
+                    }
+                    refused => Some(refused),
+                });
+                left.fetch_sub(1, Ordering::Relaxed);
+                assert_eq!(refused, None);
+            });
+        }
+    });
 }
