@@ -214,7 +214,7 @@ impl Keeper {
                 Some(Duration::ZERO)
             }
             Err(OpenError::Refused(refused)) if refused.code != RefusedCode::Busy => {
-                self.shared.void(&format!("the gateway refused: {}", refused.text));
+                self.shared.void(&format!("the gateway refused: {}", refused.text), None);
                 Some(Duration::ZERO)
             }
             Err(error) => Some(self.later(&error)),

@@ -409,14 +409,16 @@ impl Shared {
                 let _ = self.recalls.send(recall::Task::Lost { life: source.life, id, stamp });
             }
             Event::Fenced(FenceReason::Revoked) => {
-                self.void("the contract was revoked: every call is refused until there is a new one");
+                let why = "the contract was revoked: every call is refused until there is a new one";
+                self.void(why, Some(source.serial));
             }
             Event::Fenced(FenceReason::Expired) => {
-                self.void("the contract has expired: every call is refused until there is a new one");
+                let why = "the contract has expired: every call is refused until there is a new one";
+                self.void(why, Some(source.serial));
             }
             Event::Fenced(FenceReason::Superseded) => {
                 self.settings.journal.note("another contract takes the place of this one");
-                self.supersede();
+                self.supersede(source.serial);
             }
             Event::Renewed { expires } => {
                 self.settings.journal.note(&format!(
@@ -429,9 +431,12 @@ impl Shared {
     }
 
     /// The session is over, but there is another contract: calls wait for the session that the keeper begins under it.
-    fn supersede(&self) {
+    fn supersede(&self, told_by: u64) {
         {
             let mut core = self.core.lock();
+            if !core.has_link(told_by) {
+                return;
+            }
             if core.phase == Phase::Up || core.phase == Phase::Away {
                 core.phase = Phase::Away;
                 core.session = None;
@@ -443,12 +448,13 @@ impl Shared {
         self.look();
     }
 
-    /// The contract is void: everything ends at once with EACCES, now and until the keeper has found another.
-    fn void(&self, why: &str) {
+    /// The contract is void: everything ends at once with EACCES, now and until the keeper has found another. `told_by`: the
+    /// connection on which that was said. Each is told, and the last may be heard when there is another session already.
+    fn void(&self, why: &str, told_by: Option<u64>) {
         let (ended, closers, drop) = {
             let mut core = self.core.lock();
-            // Each connection is told.
-            if matches!(core.phase, Phase::Closed | Phase::Void) {
+            let over = told_by.is_some_and(|serial| !core.has_link(serial));
+            if over || matches!(core.phase, Phase::Closed | Phase::Void) {
                 return;
             }
             core.phase = Phase::Void;

@@ -213,6 +213,11 @@ impl Core {
         self.queue.is_empty() || !pending.op.needs_slot()
     }
 
+    /// Whether a connection is one of the present session.
+    pub(super) fn has_link(&self, serial: u64) -> bool {
+        self.links.iter().flatten().any(|link| link.serial == serial)
+    }
+
     pub(super) fn live_links(&self) -> usize {
         self.links.iter().flatten().count()
     }
