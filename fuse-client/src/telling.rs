@@ -57,7 +57,7 @@ impl Teller {
     fn go_on(self, mut steps: vec::IntoIter<HeldLock>) {
         while let Some(step) = steps.next() {
             // With the last handle its locks are gone.
-            let Some(file) = self.handle(step.file) else { continue };
+            let Some(file) = self.handle(step) else { continue };
             let op = Op::SetLock { handle: Handle(file), lock: step.lock, wait: false, reclaim: true };
             return self.submit.clone()(self.call(op, move |teller, result| match result {
                 Ok(()) => teller.go_on(steps),
@@ -69,7 +69,7 @@ impl Teller {
                 Err(_) => teller.end(),
             }));
         }
-        match self.handle(0).filter(|_| self.last) {
+        match self.handle(HeldLock { file: 0, lock: NO_LOCK }).filter(|_| self.last) {
             Some(file) => {
                 let op = Op::SetLock { handle: Handle(file), lock: NO_LOCK, wait: false, reclaim: false };
                 self.submit.clone()(self.call(op, |teller, _| teller.end()));
@@ -83,11 +83,16 @@ impl Teller {
         Call { op, data: Payload::default(), pid: 0, done, keep: None }
     }
 
-    /// The open file through which a lock was taken or, if that is closed, any that is open at the gateway.
-    fn handle(&self, file: u64) -> Option<u64> {
+    /// The open file through which a lock was taken or, if that is closed, any that is open at the gateway. The one that is being
+    /// closed gives locks up if there is no other.
+    fn handle(&self, HeldLock { file, lock }: HeldLock) -> Option<u64> {
         let handles = self.state.handles.lock();
-        let there = handles.get(file).filter(|open| open.at_gateway() && !open.closing());
-        there.map(|_| file).or_else(|| handles.of_node(self.node, OpenFile::at_gateway))
+        let (there, closing) = match handles.get(file).filter(|open| open.at_gateway()) {
+            Some(open) if open.closing() => (None, Some(file).filter(|_| lock.kind == LockKind::Unlock)),
+            Some(_) => (Some(file), None),
+            None => (None, None),
+        };
+        there.or_else(|| handles.of_node(self.node, OpenFile::at_gateway)).or(closing)
     }
 
     /// The application was told that it has a lock, and the gateway will not have it: what is open fails from now on.

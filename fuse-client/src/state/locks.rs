@@ -51,6 +51,8 @@ struct Kept {
     changed: HashSet<u64>,
     /// Something was answered since the last look.
     used: bool,
+    /// The last open file, which is being closed; 0: none is.
+    closing: u64,
 }
 
 struct Waiting {
@@ -146,7 +148,7 @@ impl FileLocks {
             let mut from = Some(0);
             let free = |start, end| {
                 let lock = Lock { owner: *owner, pid: 0, start, end, kind: LockKind::Unlock };
-                HeldLock { file: 0, lock }
+                HeldLock { file: kept.closing, lock }
             };
             for held in &held {
                 let Some(start) = from else { break };
@@ -249,7 +251,7 @@ impl Locks {
     }
 
     /// An open file is closed, and the locks of an owner go with it. `others`: the node is open otherwise, and `there`: also at the
-    /// gateway. With the last handle all locks are gone there, whoever answers for them.
+    /// gateway. With the last one all locks are gone.
     pub fn release(
         &mut self,
         (node, file): (Node, u64),
@@ -258,12 +260,19 @@ impl Locks {
         there: bool,
     ) -> Closing {
         let Some(locks) = self.files.get_mut(&node) else { return Closing::Done };
-        match locks.stage {
+        match &mut locks.stage {
             Stage::Telling(_) => return Closing::Tell,
-            Stage::Here(_) if !others => {
+            Stage::Here(kept) if !others => {
                 self.held -= locks.owners.values().map(Vec::len).sum::<usize>();
-                self.files.remove(&node);
-                return Closing::Done;
+                locks.owners.clear();
+                if kept.known.is_empty() {
+                    self.files.remove(&node);
+                    return Closing::Done;
+                }
+                // This file need not be the last one at the gateway when that comes to closing it: somebody may be opening it anew, whose
+                // handle would keep there what nobody has here.
+                (kept.changed, kept.closing) = (kept.known.clone(), file);
+                return Closing::Tell;
             }
             Stage::Here(_) if !there => return Closing::Tell,
             Stage::Here(_) | Stage::Gateway => locks.begin(),
@@ -354,7 +363,7 @@ impl Locks {
         if file.asked == 0 && matches!(file.stage, Stage::Gateway) {
             let owned = file.owners.iter().filter(|(_, owned)| !owned.is_empty());
             let known = owned.map(|(owner, _)| *owner).collect();
-            file.stage = Stage::Here(Kept { asked, known, changed: HashSet::new(), used: true });
+            file.stage = Stage::Here(Kept { asked, known, changed: HashSet::new(), used: true, closing: 0 });
         }
     }
 
@@ -562,6 +571,24 @@ mod tests {
         assert_eq!(locks.query_here(NODE, &lock(0, 0, Shared), true), Ok(None));
         assert_eq!(locks.idle(), []);
         assert_eq!(locks.release((NODE, 1), None, true, false), Closing::Tell);
+        // Of the last one's closing the gateway hears before, as somebody may be opening it anew; then it is closed.
+        set(&mut locks, owned(8, 50, 50, Shared));
+        assert_eq!(locks.release((NODE, 1), None, false, false), Closing::Tell);
+        assert_eq!(locks.held, 0);
+        let Telling::Begin(steps) = locks.tell(NODE, 0, nothing()) else { panic!("nothing to tell") };
+        let whole = Lock { pid: 0, ..lock(0, u64::MAX, Unlock) };
+        assert_eq!(steps, [HeldLock { file: 1, lock: whole }]);
+        assert_eq!(locks.told(NODE).len(), 1);
+        assert_eq!(locks.release((NODE, 1), None, false, false), Closing::Done);
+        assert!(locks.kept().is_empty() && locks.files.is_empty());
+        // It knows of none.
+        let mut locks = kept();
+        locks.keep_none();
+        assert_eq!(set(&mut locks, lock(0, 9, Unlock)), Here::Gateway);
+        locks.set(NODE, 1, lock(0, 9, Unlock));
+        assert!(locks.answered(NODE));
+        locks.keep(NODE, Instant::now());
+        set(&mut locks, owned(8, 50, 50, Shared));
         assert_eq!(locks.release((NODE, 1), None, false, false), Closing::Done);
         assert!(locks.kept().is_empty() && locks.held == 0 && locks.files.is_empty());
         let mut locks = kept();
