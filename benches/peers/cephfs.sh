@@ -34,6 +34,9 @@ mgr_data = $2/mgr
 osd_data = $2/osd
 mds_data = $2/mds
 pid_file = $own/run/\$name.pid
+[client]
+# A client that is being unmounted still holds it when the next one starts.
+pid_file = $own/run/\$name.\$pid.pid
 [mgr]
 keyring = $2/mgr/keyring
 [osd]
@@ -73,5 +76,5 @@ serve)
   } > "$own/up.log" 2>&1 || { tail -n 5 "$own/up.log" >&2; exit 1; }
   tar -C "$own" -c ceph.conf admin.keyring | base64 -w 0;;
 join) mkdir -p "$own/run" "$own/log"; base64 -d | tar -C "$own" -x;;
-mount) ceph-fuse -c "$own/ceph.conf" -n client.admin "$3" >/dev/null 2>&1;;
+mount) ceph-fuse -c "$own/ceph.conf" -n client.admin "$3" >"$own/mount.log" 2>&1 || { code=$?; tail -n 5 "$own/mount.log" >&2; exit $code; };;
 esac

@@ -6,6 +6,7 @@
 //! A connection has two halves: any number of threads may send, one receives. A frame is encrypted and handed to the
 //! kernel by the thread that sends it, and decrypted by the thread that receives it: there is no thread in between.
 
+mod awake;
 mod error;
 mod handshake;
 mod socket;
@@ -13,6 +14,7 @@ mod stream;
 mod tls;
 mod verifier;
 
+pub use awake::Awake;
 pub use error::ChannelError;
 pub use handshake::{ClientTls, Peer, ServerTls};
 pub use socket::{Address, Socket};

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use common::{Run, contract, run};
 use serde_json::Value;
-use strongroom_channel::{Address, Channel, ClientTls, Frame, Peer};
+use strongroom_channel::{Address, Awake, Channel, ClientTls, Frame, Peer};
 use strongroom_contracts::{SecretKey, armour};
 use strongroom_gateway::clock::SystemClock;
 use strongroom_gateway::config::Config;
@@ -92,7 +92,7 @@ fn be_the_gateway() {
     let listener = Listener::open(&config.native).unwrap();
     let admin_listener = Listener::open_admin(config.admin.as_ref().unwrap()).unwrap();
     let native = listener.address().unwrap();
-    let door = NativeDoor::new(gateway.clone()).unwrap();
+    let door = NativeDoor::new(gateway.clone(), Awake::never()).unwrap();
     let admin = AdminDoor::new(gateway, config.admin_keys.clone()).unwrap();
     std::thread::spawn(move || listener.run(|| false, move |socket, from| door.take(socket, from)));
     println!("\nserves on {native}");

@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fuser::{Config, Session, SessionACL};
-use strongroom_channel::{ChannelError, ClientTls, Peer};
+use strongroom_channel::{Awake, ChannelError, ClientTls, Peer};
 use strongroom_protocol::hello::{Refused, RefusedCode};
 
 use crate::attr::Owner;
 use crate::contract::{ContractFile, FileError, read_key};
 use crate::fs::Fs;
 use crate::fuse::Bridge;
+use crate::guard;
 use crate::journal::Journal;
 use crate::kernel::Kernel;
 use crate::mount::{self, Attach, Attached, MountError};
@@ -70,6 +71,9 @@ fn system(doing: &'static str) -> impl FnOnce(std::io::Error) -> Failure {
 
 /// Runs the program; the arguments come without its name.
 pub fn run(arguments: Vec<OsString>) -> ExitCode {
+    if guard::ran(&arguments) {
+        return ExitCode::SUCCESS;
+    }
     let directory = std::env::current_dir().unwrap_or_else(|_| "/".into());
     let options = match options::parse(arguments.clone(), &directory) {
         Ok(Command::Mount(options)) => *options,
@@ -248,7 +252,7 @@ fn serve(options: &Options, child: bool) -> Result<(), Failure> {
         uid: options.uid.unwrap_or_else(|| rustix::process::getuid().as_raw()),
         gid: options.gid.unwrap_or_else(|| rustix::process::getgid().as_raw()),
     };
-    let bridge = Bridge::new(Arc::new(Fs::new(transport.clone(), state.clone(), owner)));
+    let bridge = Bridge::new(Arc::new(Fs::new(transport.clone(), state.clone(), owner)), awake(options));
     let allow_other = options.allow_other.unwrap_or_else(|| rustix::process::geteuid().is_root());
     let attach = Attach {
         dir: options.dir.clone(),
@@ -270,6 +274,8 @@ fn serve(options: &Options, child: bool) -> Result<(), Failure> {
             return Err(failure);
         }
     };
+    // Without one there is a mount all the same.
+    let _guard = guard::start(&attached);
     let ended = run_session(session, attached.clone(), signals);
     let ended = match ended {
         Ok(ended) => ended,
@@ -293,6 +299,15 @@ fn serve(options: &Options, child: bool) -> Result<(), Failure> {
     // As in `journal`.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     Ok(())
+}
+
+/// Keeps processors awake during bursts, where that is wanted and possible.
+fn awake(options: &Options) -> Awake {
+    if !options.awake {
+        return Awake::never();
+    }
+    // An ordinary user's mount has no privilege for it. That makes it slower, not wrong.
+    Awake::during_bursts().unwrap_or_else(|_| Awake::never())
 }
 
 fn start(bridge: Bridge, device: std::os::fd::OwnedFd) -> Result<Session<Bridge>, Failure> {

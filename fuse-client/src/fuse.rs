@@ -16,6 +16,7 @@ use fuser::{
     ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLock, ReplyLseek, ReplyOpen,
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
+use strongroom_channel::Awake;
 use strongroom_protocol::frame::MAX_DATA;
 
 use crate::fs::{Attrs, Caller, Change, DirOut, Fs, LockRange, Opened, SeekFrom, Sink, Told};
@@ -43,17 +44,20 @@ const WANTED: [InitFlags; 10] = [
 /// The file system as `fuser` drives it.
 pub struct Bridge {
     fs: Arc<Fs>,
+    awake: Awake,
 }
 
 impl Bridge {
     /// A bridge to a file system.
-    pub fn new(fs: Arc<Fs>) -> Bridge {
-        Bridge { fs }
+    pub fn new(fs: Arc<Fs>, awake: Awake) -> Bridge {
+        Bridge { fs, awake }
     }
-}
 
-fn caller(request: &Request) -> Caller {
-    Caller { uid: request.uid(), gid: request.gid(), pid: request.pid() }
+    /// Who asks for something now.
+    fn caller(&self, request: &Request) -> Caller {
+        self.awake.request();
+        Caller { uid: request.uid(), gid: request.gid(), pid: request.pid() }
+    }
 }
 
 fn entry_reply(reply: ReplyEntry) -> impl FnOnce(Result<Told, Errno>) + Send {
@@ -176,7 +180,7 @@ impl Filesystem for Bridge {
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.fs.lookup(caller(request), parent.0, name.as_bytes(), entry_reply(reply));
+        self.fs.lookup(self.caller(request), parent.0, name.as_bytes(), entry_reply(reply));
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, lookups: u64) {
@@ -184,7 +188,7 @@ impl Filesystem for Bridge {
     }
 
     fn getattr(&self, request: &Request, ino: INodeNo, file: Option<FileHandle>, reply: ReplyAttr) {
-        self.fs.getattr(caller(request), ino.0, file.map(|file| file.0), attr_reply(reply));
+        self.fs.getattr(self.caller(request), ino.0, file.map(|file| file.0), attr_reply(reply));
     }
 
     fn setattr(
@@ -206,11 +210,11 @@ impl Filesystem for Bridge {
         reply: ReplyAttr,
     ) {
         let change = Change { mode, uid, gid, size, atime, mtime };
-        self.fs.setattr(caller(request), ino.0, file.map(|file| file.0), change, attr_reply(reply));
+        self.fs.setattr(self.caller(request), ino.0, file.map(|file| file.0), change, attr_reply(reply));
     }
 
     fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
-        self.fs.readlink(caller(request), ino.0, data_reply(reply));
+        self.fs.readlink(self.caller(request), ino.0, data_reply(reply));
     }
 
     fn mknod(
@@ -223,7 +227,7 @@ impl Filesystem for Bridge {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        self.fs.mknod(caller(request), (parent.0, name.as_bytes()), mode, rdev, entry_reply(reply));
+        self.fs.mknod(self.caller(request), (parent.0, name.as_bytes()), mode, rdev, entry_reply(reply));
     }
 
     fn mkdir(
@@ -235,20 +239,20 @@ impl Filesystem for Bridge {
         _umask: u32,
         reply: ReplyEntry,
     ) {
-        self.fs.mkdir(caller(request), parent.0, name.as_bytes(), mode, entry_reply(reply));
+        self.fs.mkdir(self.caller(request), parent.0, name.as_bytes(), mode, entry_reply(reply));
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.fs.unlink(caller(request), parent.0, name.as_bytes(), empty_reply(reply));
+        self.fs.unlink(self.caller(request), parent.0, name.as_bytes(), empty_reply(reply));
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.fs.rmdir(caller(request), parent.0, name.as_bytes(), empty_reply(reply));
+        self.fs.rmdir(self.caller(request), parent.0, name.as_bytes(), empty_reply(reply));
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let target = target.as_os_str().as_bytes();
-        self.fs.symlink(caller(request), parent.0, name.as_bytes(), target, entry_reply(reply));
+        self.fs.symlink(self.caller(request), parent.0, name.as_bytes(), target, entry_reply(reply));
     }
 
     fn rename(
@@ -262,15 +266,15 @@ impl Filesystem for Bridge {
         reply: ReplyEmpty,
     ) {
         let (from, to) = ((parent.0, name.as_bytes()), (new_parent.0, new_name.as_bytes()));
-        self.fs.rename(caller(request), from, to, flags, empty_reply(reply));
+        self.fs.rename(self.caller(request), from, to, flags, empty_reply(reply));
     }
 
     fn link(&self, request: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.fs.link(caller(request), ino.0, parent.0, name.as_bytes(), entry_reply(reply));
+        self.fs.link(self.caller(request), ino.0, parent.0, name.as_bytes(), entry_reply(reply));
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.fs.open(caller(request), ino.0, flags.0, move |result| match result {
+        self.fs.open(self.caller(request), ino.0, flags.0, move |result| match result {
             Ok(Opened { file, flags }) => reply.opened(FileHandle(file), flags),
             Err(errno) => reply.error(errno),
         });
@@ -287,7 +291,7 @@ impl Filesystem for Bridge {
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.fs.read(caller(request), file.0, offset, size, data_reply(reply));
+        self.fs.read(self.caller(request), file.0, offset, size, data_reply(reply));
     }
 
     fn write(
@@ -302,11 +306,11 @@ impl Filesystem for Bridge {
         _owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        self.fs.write(caller(request), file.0, offset, data, count_reply(reply));
+        self.fs.write(self.caller(request), file.0, offset, data, count_reply(reply));
     }
 
     fn flush(&self, request: &Request, _ino: INodeNo, file: FileHandle, owner: LockOwner, reply: ReplyEmpty) {
-        self.fs.flush(caller(request), file.0, owner.0, empty_reply(reply));
+        self.fs.flush(self.caller(request), file.0, owner.0, empty_reply(reply));
     }
 
     fn release(
@@ -319,22 +323,22 @@ impl Filesystem for Bridge {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.fs.release(caller(request), file.0, owner.map(|owner| owner.0), empty_reply(reply));
+        self.fs.release(self.caller(request), file.0, owner.map(|owner| owner.0), empty_reply(reply));
     }
 
     fn fsync(&self, request: &Request, _ino: INodeNo, file: FileHandle, data_only: bool, reply: ReplyEmpty) {
-        self.fs.fsync(caller(request), file.0, data_only, empty_reply(reply));
+        self.fs.fsync(self.caller(request), file.0, data_only, empty_reply(reply));
     }
 
     fn opendir(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.fs.opendir(caller(request), ino.0, move |result| match result {
+        self.fs.opendir(self.caller(request), ino.0, move |result| match result {
             Ok(Opened { file, flags }) => reply.opened(FileHandle(file), flags),
             Err(errno) => reply.error(errno),
         });
     }
 
     fn readdir(&self, request: &Request, ino: INodeNo, file: FileHandle, offset: u64, reply: ReplyDirectory) {
-        self.fs.readdir(caller(request), ino.0, file.0, offset, Plain(reply));
+        self.fs.readdir(self.caller(request), ino.0, file.0, offset, Plain(reply));
     }
 
     fn readdirplus(
@@ -345,7 +349,7 @@ impl Filesystem for Bridge {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        self.fs.readdir(caller(request), ino.0, file.0, offset, Plus(reply));
+        self.fs.readdir(self.caller(request), ino.0, file.0, offset, Plus(reply));
     }
 
     fn releasedir(
@@ -356,7 +360,7 @@ impl Filesystem for Bridge {
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        self.fs.releasedir(caller(request), file.0, empty_reply(reply));
+        self.fs.releasedir(self.caller(request), file.0, empty_reply(reply));
     }
 
     fn fsyncdir(
@@ -367,11 +371,11 @@ impl Filesystem for Bridge {
         _data_only: bool,
         reply: ReplyEmpty,
     ) {
-        self.fs.fsyncdir(caller(request), file.0, empty_reply(reply));
+        self.fs.fsyncdir(self.caller(request), file.0, empty_reply(reply));
     }
 
     fn statfs(&self, request: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        self.fs.statfs(caller(request), ino.0, move |result| match result {
+        self.fs.statfs(self.caller(request), ino.0, move |result| match result {
             Ok(space) => reply.statfs(
                 space.blocks,
                 space.free,
@@ -396,19 +400,19 @@ impl Filesystem for Bridge {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        self.fs.setxattr(caller(request), ino.0, (name.as_bytes(), value), flags, empty_reply(reply));
+        self.fs.setxattr(self.caller(request), ino.0, (name.as_bytes(), value), flags, empty_reply(reply));
     }
 
     fn getxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.fs.getxattr(caller(request), ino.0, name.as_bytes(), xattr_reply(reply, size));
+        self.fs.getxattr(self.caller(request), ino.0, name.as_bytes(), xattr_reply(reply, size));
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.fs.listxattr(caller(request), ino.0, xattr_reply(reply, size));
+        self.fs.listxattr(self.caller(request), ino.0, xattr_reply(reply, size));
     }
 
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.fs.removexattr(caller(request), ino.0, name.as_bytes(), empty_reply(reply));
+        self.fs.removexattr(self.caller(request), ino.0, name.as_bytes(), empty_reply(reply));
     }
 
     fn access(&self, _: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
@@ -427,7 +431,7 @@ impl Filesystem for Bridge {
         reply: ReplyCreate,
     ) {
         let place = (parent.0, name.as_bytes());
-        self.fs.create(caller(request), place, mode, flags, move |result| match result {
+        self.fs.create(self.caller(request), place, mode, flags, move |result| match result {
             Ok((told, opened)) => reply.created(
                 // One time for the name and for the attributes, which must not be kept.
                 &NO_TIME,
@@ -453,7 +457,7 @@ impl Filesystem for Bridge {
         reply: ReplyLock,
     ) {
         let range = LockRange { start, end, kind, pid };
-        self.fs.getlk(caller(request), file.0, owner.0, range, move |result| match result {
+        self.fs.getlk(self.caller(request), file.0, owner.0, range, move |result| match result {
             Ok(found) => reply.locked(found.start, found.end, found.kind, found.pid),
             Err(errno) => reply.error(errno),
         });
@@ -473,7 +477,7 @@ impl Filesystem for Bridge {
         reply: ReplyEmpty,
     ) {
         let range = LockRange { start, end, kind, pid };
-        self.fs.setlk(caller(request), file.0, owner.0, range, sleep, empty_reply(reply));
+        self.fs.setlk(self.caller(request), file.0, owner.0, range, sleep, empty_reply(reply));
     }
 
     fn fallocate(
@@ -486,7 +490,7 @@ impl Filesystem for Bridge {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        self.fs.fallocate(caller(request), file.0, (offset, length), mode, empty_reply(reply));
+        self.fs.fallocate(self.caller(request), file.0, (offset, length), mode, empty_reply(reply));
     }
 
     fn lseek(
@@ -503,7 +507,7 @@ impl Filesystem for Bridge {
             libc::SEEK_HOLE => SeekFrom::Hole,
             _ => return reply.error(Errno::EINVAL),
         };
-        self.fs.seek(caller(request), file.0, offset, from, move |result| match result {
+        self.fs.seek(self.caller(request), file.0, offset, from, move |result| match result {
             Ok(offset) => reply.offset(offset),
             Err(errno) => reply.error(errno),
         });
@@ -523,6 +527,6 @@ impl Filesystem for Bridge {
         reply: ReplyWrite,
     ) {
         let (from, to) = ((from.0, from_offset), (to.0, to_offset));
-        self.fs.copy(caller(request), from, to, length, count_reply(reply));
+        self.fs.copy(self.caller(request), from, to, length, count_reply(reply));
     }
 }

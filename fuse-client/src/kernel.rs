@@ -24,13 +24,16 @@ const HEADER: usize = 16;
 pub struct Kernel {
     device: OwnedFd,
     epochs: bool,
-    workers: Arc<Workers>,
+    /// For what waits for directories.
+    names: Arc<Workers>,
+    /// For what waits for pages.
+    pages: Arc<Workers>,
 }
 
 impl Kernel {
     /// Takes a descriptor of the device that serves the mount, and finds out what the kernel understands.
     pub fn new(device: OwnedFd) -> Kernel {
-        let mut kernel = Kernel { device, epochs: false, workers: Arc::default() };
+        let mut kernel = Kernel { device, epochs: false, names: Arc::default(), pages: Arc::default() };
         kernel.epochs = kernel.notify(INC_EPOCH, &[]);
         kernel
     }
@@ -93,9 +96,15 @@ impl Kernel {
         self.notify(INVAL_ENTRY, &[&parent.to_ne_bytes(), &length, &flags.to_ne_bytes(), name, &[0]]);
     }
 
-    /// Does something that may have to wait for the kernel, on another thread.
+    /// Does something that may have to wait for a directory that this guest is changing or listing, on another thread. Those who
+    /// have the directory wait for answers of this program, so that no answer may wait for this.
+    pub fn aside_for_names(&self, work: impl FnOnce() + Send + 'static) {
+        self.names.clone().take(Box::new(work));
+    }
+
+    /// Does something that may have to wait for pages that are being read or written, on another thread. May answer.
     pub fn aside(&self, work: impl FnOnce() + Send + 'static) {
-        self.workers.clone().take(Box::new(work));
+        self.pages.clone().take(Box::new(work));
     }
 }
 
@@ -213,5 +222,33 @@ mod tests {
         assert!(!both.wait(Duration::ZERO));
         hold.done();
         assert!(both.wait(Duration::from_secs(60)));
+    }
+
+    #[test]
+    fn no_answer_waits_for_directories() {
+        use std::io::{Read, Write};
+        use std::os::unix::net::UnixStream;
+
+        // A device that takes nothing more, as the kernel's does while the directory of a name is locked.
+        let (mut kernel_end, device) = UnixStream::pair().unwrap();
+        let kernel = Arc::new(Kernel::new(device.try_clone().unwrap().into()));
+        device.set_nonblocking(true).unwrap();
+        while (&device).write(&[0; 4096]).is_ok() {}
+        device.set_nonblocking(false).unwrap();
+        let names = Latch::new(2 * MOST_WORKERS);
+        for _ in 0..2 * MOST_WORKERS {
+            let (on, names) = (kernel.clone(), names.clone());
+            kernel.aside_for_names(move || {
+                on.forget_entry(1, b"name");
+                names.done();
+            });
+        }
+        let answered = Latch::new(1);
+        let answer = answered.clone();
+        kernel.aside(move || answer.done());
+        assert!(answered.wait(Duration::from_secs(60)));
+        assert!(!names.wait(Duration::ZERO));
+        std::thread::spawn(move || while kernel_end.read(&mut [0; 4096]).is_ok_and(|count| count > 0) {});
+        assert!(names.wait(Duration::from_secs(60)));
     }
 }

@@ -14,6 +14,7 @@ pub mod contract;
 pub mod errno;
 pub mod fs;
 pub mod fuse;
+mod guard;
 pub mod journal;
 pub mod kernel;
 pub mod lease;

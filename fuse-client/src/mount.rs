@@ -262,6 +262,12 @@ fn mount_entry(dir: &Path) -> Option<Entry> {
     find_entry(&std::fs::read_to_string("/proc/self/mountinfo").ok()?, &dir)
 }
 
+/// Whether a mount of this program with this device is on a directory, given without links. Asks nothing of the mount itself.
+pub fn is_at(dir: &Path, device: &str) -> bool {
+    let Ok(mountinfo) = std::fs::read_to_string("/proc/self/mountinfo") else { return false };
+    find_entry(&mountinfo, dir).is_some_and(|entry| entry.kind == TYPE && entry.device == device)
+}
+
 fn find_entry(mountinfo: &str, dir: &Path) -> Option<Entry> {
     mountinfo.lines().rev().find_map(|line| {
         let (mount, kind) = line.split_once(" - ")?;
@@ -301,6 +307,16 @@ impl Attached {
         let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
         let device = mount_entry(&dir).filter(|entry| entry.kind == TYPE).map(|entry| entry.device);
         Attached { dir, device, helper }
+    }
+
+    /// The directory, without links.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Major and minor number of the device.
+    pub fn device(&self) -> Option<&str> {
+        self.device.as_deref()
     }
 
     fn still_there(&self) -> bool {

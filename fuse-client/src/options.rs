@@ -30,6 +30,8 @@ Options (-o, separated by commas):
   wait=SECONDS          how long mounting itself waits for a gateway that is
                         away; default: 0
   connections=N         connections to the gateway, 1 to 16; default: 2
+  no-awake              let this guest's processors halt between requests even
+                        while they come thick
   no-fetch              use the contract file only, never a newer contract that
                         the gateway keeps for this key
   allow_other           let other users of this guest in (default for root)
@@ -93,6 +95,8 @@ pub struct Options {
     pub foreground: bool,
     /// The log file.
     pub log: Option<PathBuf>,
+    /// Keep processors awake during bursts of requests.
+    pub awake: bool,
     /// Take newer contracts from the gateway.
     pub fetch: bool,
     /// Do all but mount.
@@ -164,6 +168,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>, directory: &Path) ->
             connections: CONNECTIONS,
             foreground: false,
             log: None,
+            awake: true,
             fetch: true,
             fake: false,
             nonempty: false,
@@ -261,6 +266,7 @@ impl Draft {
                     .ok_or_else(|| bad(format!("1 to {MAX_CONNECTIONS} are possible")))?;
             }
             ("foreground", false) => options.foreground = true,
+            ("no-awake", false) => options.awake = false,
             ("no-fetch", false) => options.fetch = false,
             ("nonempty", false) => options.nonempty = true,
             ("allow_other", false) => options.allow_other = Some(true),
@@ -352,7 +358,7 @@ mod tests {
         assert_eq!(options.gateway.to_string(), "10.77.0.1:7070");
         assert_eq!(options.deadline, Some(DEADLINE));
         assert_eq!(options.flags, MountFlags::NOSUID | MountFlags::NODEV);
-        assert!(options.fetch && !options.foreground && !options.fake);
+        assert!(options.fetch && options.awake && !options.foreground && !options.fake);
     }
 
     #[test]
@@ -369,13 +375,13 @@ mod tests {
     #[test]
     fn every_option_takes_effect() {
         let options = mount(
-            "c d -o gateway=[fd00::1]:7 -ouid=5,gid=6,connections=4,wait=9,log=l,no-fetch,allow_other,nonempty,foreground,ro,noexec",
+            "c d -o gateway=[fd00::1]:7 -ouid=5,gid=6,connections=4,wait=9,log=l,no-fetch,no-awake,allow_other,nonempty,foreground,ro,noexec",
         );
         assert_eq!((options.uid, options.gid, options.connections), (Some(5), Some(6), 4));
         assert_eq!(options.wait, Duration::from_secs(9));
         assert_eq!(options.log.as_deref(), Some(Path::new("/here/l")));
         assert_eq!(options.allow_other, Some(true));
-        assert!(!options.fetch && options.nonempty && options.foreground);
+        assert!(!options.fetch && !options.awake && options.nonempty && options.foreground);
         assert!(options.flags.contains(MountFlags::RDONLY | MountFlags::NOEXEC));
     }
 

@@ -32,13 +32,14 @@ impl EndSignals {
         Ok(EndSignals(set))
     }
 
-    /// Waits until one of them comes.
-    pub fn wait(&self) {
+    /// Waits until one of them comes; returns which.
+    pub fn wait(&self) -> libc::c_int {
         let mut signal = 0;
         // SAFETY: the set is initialised, and `signal` is a place for the number.
         // An error means a set without signals, which this is not; waiting again would spin.
         unsafe {
             libc::sigwait(&self.0, &mut signal);
         }
+        signal
     }
 }

@@ -12,6 +12,8 @@ mod locks;
 mod nodes;
 mod reading;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use fuser::Errno;
@@ -129,13 +131,14 @@ impl State {
         };
         let (gone, clean) = (Latch::new(entries.len()), Latch::new(pages.len()));
         let begun = Latch::new(pages.len());
+        let late = Arc::new(AtomicBool::new(false));
         for (parent, name, stays) in entries {
-            let (on, gone) = (kernel.clone(), gone.clone());
-            kernel.aside(move || {
-                if stays {
-                    on.doubt_entry(parent, &name)
-                } else {
-                    on.forget_entry(parent, &name)
+            let (on, gone, late) = (kernel.clone(), gone.clone(), late.clone());
+            kernel.aside_for_names(move || {
+                match stays {
+                    _ if late.load(Ordering::Relaxed) => {}
+                    true => on.doubt_entry(parent, &name),
+                    false => on.forget_entry(parent, &name),
                 }
                 gone.done();
             });
@@ -151,6 +154,8 @@ impl State {
         if !gone.wait(KERNEL_MAX) {
             // A change of the directory by this guest is under way, and may be waiting for somebody who waits for this.
             kernel.forget_entries();
+            // All names are looked up again; what has not begun to wait for a directory need not.
+            late.store(true, Ordering::Relaxed);
         }
         // For mappings; reading asks for attributes first.
         if !clean.wait(KERNEL_MAX) {
@@ -175,16 +180,16 @@ impl State {
         // What the kernel believes too long of a root is noticed at the gateway: where another one has taken its place, the former lies
         // outside the grant (ESTALE), and the kernel looks its name up again.
         drop.roots.iter().for_each(|(_, root)| _ = nodes.doubt(*root, now));
-        let mut unsettled = false;
+        let mut all = false;
         for (parent, name) in &drop.entries {
             list.push((nodes.number(*parent), name.as_bytes().to_vec(), false));
         }
         for (parent, name) in &drop.doubted {
             let doubt = nodes.named(*parent, name).map_or(Doubt::Forget, |node| nodes.doubt(node, now));
-            unsettled |= doubt == Doubt::Unsettled;
+            all |= doubt == Doubt::All;
             list.push((nodes.number(*parent), name.as_bytes().to_vec(), doubt == Doubt::Expire));
         }
-        if unsettled {
+        if all {
             // None is taken out of the tree before it is looked up, and then it is found at once.
             kernel.forget_entries();
             list.clear();

@@ -19,8 +19,8 @@ pub struct Known {
     lookups: u64,
     place: Option<(Node, Name)>,
     root: bool,
-    /// When the kernel was last told that it may keep its name, if it is a directory.
-    kept: Option<Instant>,
+    /// Whether the kernel may keep its name, if it is a directory.
+    kept: Kept,
     /// When that was last taken back.
     doubted: Option<Instant>,
 }
@@ -32,15 +32,24 @@ pub enum Doubt {
     Forget,
     /// A directory's, in which somebody may be: it stays in the kernel's tree until it is looked up.
     Expire,
-    /// The same, but the last answer may not have come that far.
-    Unsettled,
+    /// The same, but an answer may be on its way that would make it valid again: only ending all names at once is not undone by
+    /// that (`FUSE_NOTIFY_INC_EPOCH`).
+    All,
 }
 
-/// How long the kernel may take from an answer until it is in its tree; usually microseconds.
-const SETTLING: Duration = Duration::from_millis(100);
-/// A directory's name is not kept again before it has been left alone for this long. What a kernel believes that looks a name up
-/// which it has in its tree already cannot be taken back for [`SETTLING`]; so that is not done where names are taken back all the
-/// time.
+/// Whether the kernel may keep the name of a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kept {
+    No,
+    /// It was told when it knew nothing of the directory. It puts such a name into its tree with the parent locked, and taking it back
+    /// waits for that.
+    First,
+    /// It may have had the name in its tree already, and makes it valid again without a lock.
+    Again,
+}
+
+/// A directory's name is not kept again before it has been left alone for this long: where names are taken back all the time, they would
+/// all be ended each time.
 const QUIET: Duration = Duration::from_secs(1);
 
 /// The nodes that the kernel knows.
@@ -118,7 +127,7 @@ impl Nodes {
     fn tell(&mut self, node: Node, generation: u64, place: Option<(Node, Name)>) -> u64 {
         let root = place.is_none();
         let number = self.number_of(node, generation);
-        let new = Known { generation, lookups: 0, place: None, root, kept: None, doubted: None };
+        let new = Known { generation, lookups: 0, place: None, root, kept: Kept::No, doubted: None };
         let known = self.known.entry(node).or_insert(new);
         known.generation = generation;
         known.lookups += 1;
@@ -147,16 +156,21 @@ impl Nodes {
         if known.doubted.is_some_and(|at| now.saturating_duration_since(at) < QUIET) {
             return Duration::ZERO;
         }
-        known.kept = Some(now);
+        let first = known.kept == Kept::No && known.lookups <= 1 && known.doubted.is_none();
+        known.kept = if first { Kept::First } else { Kept::Again };
         ttl
     }
 
     /// The name of a node is not under a lease any more.
     pub fn doubt(&mut self, node: Node, now: Instant) -> Doubt {
         let Some(known) = self.known.get_mut(&node) else { return Doubt::Forget };
-        let Some(kept) = known.kept else { return Doubt::Forget };
-        known.doubted = Some(now);
-        if now.saturating_duration_since(kept) < SETTLING { Doubt::Unsettled } else { Doubt::Expire }
+        let doubt = match known.kept {
+            Kept::No if known.doubted.is_none() => return Doubt::Forget,
+            Kept::No | Kept::First => Doubt::Expire,
+            Kept::Again => Doubt::All,
+        };
+        (known.kept, known.doubted) = (Kept::No, Some(now));
+        doubt
     }
 
     /// The directory in which a node was last seen; `None` for the root of a grant.
@@ -346,14 +360,14 @@ mod tests {
     }
 
     #[test]
-    fn the_name_of_a_directory_stays_in_the_tree_unless_an_answer_may_be_on_its_way() {
+    fn the_name_of_a_directory_stays_in_the_tree() {
         let mut nodes = small();
         let (start, long) = (Instant::now(), Duration::from_secs(60));
         assert_eq!(nodes.doubt(node(3), start), Doubt::Forget, "not known to be one");
         assert_eq!(nodes.keep_name(node(2), long, start), long);
-        assert_eq!(nodes.doubt(node(2), start + SETTLING / 2), Doubt::Unsettled);
-        // Not kept while it is taken back again and again, so that there is never an answer that could be believed too long.
-        let mut now = start + SETTLING;
+        assert_eq!(nodes.doubt(node(2), start), Doubt::Expire);
+        // Not kept while it is taken back again and again, so that there is nothing that an answer on its way could bring back.
+        let mut now = start;
         for _ in 0..3 {
             assert_eq!(nodes.doubt(node(2), now), Doubt::Expire);
             now += QUIET / 2;
@@ -364,7 +378,21 @@ mod tests {
         assert_eq!(nodes.doubt(node(2), now), Doubt::Expire, "the kernel was told that it may not keep it");
         now += QUIET;
         assert_eq!(nodes.keep_name(node(2), long, now), long);
-        assert_eq!(nodes.doubt(node(2), now), Doubt::Unsettled);
+        assert_eq!(
+            nodes.doubt(node(2), now + long),
+            Doubt::All,
+            "it may have been in the tree, and valid again at any time"
+        );
+        assert_eq!(nodes.doubt(node(2), now + long), Doubt::Expire);
+    }
+
+    #[test]
+    fn a_name_that_was_told_twice_may_be_made_valid_again_by_an_answer_on_its_way() {
+        let mut nodes = small();
+        let (now, long) = (Instant::now(), Duration::from_secs(60));
+        nodes.keep_name(node(2), long, now);
+        nodes.keep_name(node(2), long, now);
+        assert_eq!(nodes.doubt(node(2), now), Doubt::All);
     }
 
     #[test]

@@ -143,6 +143,8 @@ pub struct Config {
     pub limits: Limits,
     /// Special files.
     pub special_files: SpecialFiles,
+    /// Whether processors are kept awake during bursts of requests.
+    pub awake: bool,
     /// The undo log; `None`: nothing can be taken back.
     pub undo: Option<Undo>,
 }
@@ -167,6 +169,10 @@ enum RawSpecialFiles {
     Store,
 }
 
+fn awake() -> bool {
+    true
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Raw {
@@ -176,6 +182,8 @@ struct Raw {
     issuer: String,
     #[serde(default)]
     admin_keys: Vec<String>,
+    #[serde(default = "awake")]
+    awake: bool,
     listen: RawListen,
     #[serde(default)]
     limits: RawLimits,
@@ -294,6 +302,7 @@ impl Config {
             admin,
             limits: source.limits(&raw.limits, &raw.leases)?,
             undo: source.undo(&raw.undo, base)?,
+            awake: raw.awake,
             special_files: match raw.store.special_files {
                 RawSpecialFiles::Refuse => SpecialFiles::Refuse,
                 RawSpecialFiles::Store => SpecialFiles::Store,

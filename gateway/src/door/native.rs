@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use strongroom_channel::{Channel, ChannelError, Closer, Frame, Receiver, Sender, ServerTls, Socket};
+use strongroom_channel::{Awake, Channel, ChannelError, Closer, Frame, Receiver, Sender, ServerTls, Socket};
 use strongroom_protocol::ALPN_NATIVE;
 use strongroom_protocol::codec;
 use strongroom_protocol::hello::{Answer, Hello, Refused, RefusedCode, Welcome};
@@ -38,6 +38,7 @@ const MAX_TEXT: usize = 512;
 /// The native door.
 pub struct NativeDoor {
     gateway: Arc<Gateway>,
+    awake: Awake,
     tls: ServerTls,
     pending: Pending,
     open: AtomicUsize,
@@ -99,11 +100,12 @@ impl NativeDoor {
     ///
     /// # Errors
     /// [`ChannelError`] if the gateway's key cannot be used; the system's if it gives no thread.
-    pub fn new(gateway: Arc<Gateway>) -> Result<Arc<NativeDoor>, ChannelError> {
+    pub fn new(gateway: Arc<Gateway>, awake: Awake) -> Result<Arc<NativeDoor>, ChannelError> {
         let watch = Watch::new(gateway.limits.connections);
         let door = Arc::new(NativeDoor {
             tls: ServerTls::new(&gateway.key, &[ALPN_NATIVE])?,
             gateway,
+            awake,
             pending: Pending::default(),
             open: AtomicUsize::new(0),
             slow: AtomicUsize::new(0),
@@ -505,6 +507,7 @@ impl Connection {
             let _ = self.sender.flush();
             self.relieve_waiting();
         };
+        self.door.awake.request();
         let hooks = Hooks { later: &later, waits: &waits };
         if matches!(request.op, Op::TakeLeases) {
             self.leased.store(true, Ordering::Relaxed);

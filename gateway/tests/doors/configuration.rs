@@ -29,8 +29,10 @@ fn refusal(world: &World, text: &str) -> String {
 #[test]
 fn a_right_configuration_passes_the_check() {
     let world = World::prepare("sessions = 5\nsession-grace = \"2m\"\naudit-size = \"1 MiB\"");
-    let output = run(&world, &world.config_text(), &["--check"]);
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    for text in [world.config_text(), format!("awake = false\n{}", world.config_text())] {
+        let output = run(&world, &text, &["--check"]);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+    }
 }
 
 #[test]
@@ -59,6 +61,7 @@ fn every_mistake_has_its_sentence() {
         ("[limits]", "[limits]\naudit-size = \"3\"", &["audit-size", "64 MiB"]),
         ("[limits]", "[store]\nspecial-files = \"keep\"", &["keep", "store"]),
         ("[limits]", "[limit]", &["limit"]),
+        ("data = \"data\"", "awake = \"yes\"\ndata = \"data\"", &["invalid type", "boolean"]),
         ("data = \"data\"", "", &["missing field `data`"]),
         ("data = \"data\"", "data = \"nowhere\"", &["data: there is no directory"]),
         ("data = \"data\"", "data = \"gateway.key\"", &["not a directory"]),

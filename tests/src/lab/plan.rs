@@ -23,6 +23,8 @@ pub(super) struct Plan {
     pub(super) open_ports: Vec<u16>,
     /// Whether app guests reach the enrolment address of the base domain.
     pub(super) enrolment: bool,
+    /// Whether guests have `/dev/cpu_dma_latency`.
+    pub(super) awake: bool,
     pub(super) guests: Vec<GuestPlan>,
 }
 

@@ -211,6 +211,9 @@ fn make_devices(plan: &Plan, root: &Path) -> Result<()> {
             fs::set_permissions(&path, fs::Permissions::from_mode(0o666))?;
         }
     }
+    if plan.awake {
+        show_latency_device(&dev)?;
+    }
     make_dir(&dev.join("pts"), 0o755)?;
     mount(
         "devpts",
@@ -231,6 +234,17 @@ fn make_devices(plan: &Plan, root: &Path) -> Result<()> {
         symlink(target, dev.join(name))?;
     }
     Ok(())
+}
+
+/// What a guest of its own kernel has for its root, and Strongroom uses if it is there. Its number differs from boot to boot.
+fn show_latency_device(dev: &Path) -> Result<()> {
+    let host = Path::new("/dev/cpu_dma_latency");
+    if fs::File::options().write(true).open(host).is_err() {
+        return Ok(());
+    }
+    let path = dev.join("cpu_dma_latency");
+    fs::write(&path, "")?;
+    mount_bind_recursive(host, &path).with_context(|| format!("cannot show {} to the guest", host.display()))
 }
 
 fn switch_root(root: &Path) -> Result<()> {

@@ -129,6 +129,7 @@ fn make_plan(options: &Options, place: &Place, wanted: &Wanted) -> Result<Plan> 
         shares: wanted.shares.clone(),
         open_ports: options.open_ports.clone(),
         enrolment: options.enrolment,
+        awake: options.awake,
         guests,
     })
 }

@@ -25,6 +25,8 @@ pub struct Options {
     pub open_ports: Vec<u16>,
     /// Whether app guests reach the base domain's enrolment address ([`super::ENROL_ADDRESS`]), for recovery.
     pub enrolment: bool,
+    /// Whether guests have `/dev/cpu_dma_latency`, by which Strongroom keeps processors awake during bursts of requests.
+    pub awake: bool,
     /// More host directories that every guest sees, read-only.
     pub shares: Vec<PathBuf>,
     /// The program `lab`, which plays the keeper and the guests' first processes. Found by itself when not given.
@@ -45,6 +47,7 @@ impl Options {
             empty: false,
             open_ports: Vec::new(),
             enrolment: false,
+            awake: true,
             shares: Vec::new(),
             lab_program: None,
             detached: false,

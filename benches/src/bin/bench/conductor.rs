@@ -11,11 +11,12 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use crate::house::House;
 use crate::options::Sizes;
+use crate::profile::{Profiles, Recording};
 use crate::results::{Failure, Results};
 use crate::rows::{Group, Row};
 use crate::target::{Guest, Target, Work};
 use crate::usage::{self, Networks};
-use crate::wire::{Order, Word};
+use crate::wire::{Order, Span, Word};
 
 /// A step that says nothing for so long hangs: the slowest row of a slow peer takes a tenth of it.
 const HANG_GUARD: Duration = Duration::from_secs(120);
@@ -41,6 +42,7 @@ pub(crate) fn run(
     rounds: u32,
     sizes: Sizes,
     results: &mut Results,
+    mut profiles: Option<&mut Profiles>,
 ) -> Result<()> {
     let mut workers = Vec::new();
     for target in targets {
@@ -55,7 +57,11 @@ pub(crate) fn run(
             for worker in &mut workers {
                 check_interrupted()?;
                 eprintln!("round {round} of {rounds}: {} on {}", name(*group), worker.target.title());
-                worker.turn(house, round, *group, &wanted, results)?;
+                let recording = profiles.as_ref().map(|_| Recording::begin()).transpose()?;
+                let spans = worker.turn(house, round, *group, &wanted, results)?;
+                if let (Some(recording), Some(profiles)) = (recording, profiles.as_deref_mut()) {
+                    recording.end(worker.target, &spans, profiles)?;
+                }
             }
         }
         // Nobody is always the one after the same other.
@@ -135,6 +141,7 @@ impl Worker {
         })
     }
 
+    /// When each row was measured.
     fn turn(
         &mut self,
         house: &House,
@@ -142,9 +149,10 @@ impl Worker {
         group: Group,
         wanted: &[Row],
         results: &mut Results,
-    ) -> Result<()> {
+    ) -> Result<Vec<(Row, Span)>> {
+        let mut spans = Vec::new();
         if self.given_up.contains(name(group)) {
-            return Ok(());
+            return Ok(spans);
         }
         self.order(&Order::Turn { group, wanted: wanted.to_vec() })?;
         let mut step = String::new();
@@ -153,7 +161,8 @@ impl Worker {
                 let error = format!("hung: nothing happened for {} s", HANG_GUARD.as_secs());
                 results.fail(Failure { target: self.target, round, step, error });
                 self.given_up.insert(name(group));
-                return self.replace(house);
+                self.replace(house)?;
+                return Ok(spans);
             };
             match word {
                 Word::Step { name } => step = name,
@@ -161,13 +170,16 @@ impl Worker {
                     let usage = usage::of(self.target, &self.networks);
                     self.order(&Order::Usage(usage))?;
                 }
-                Word::Measured { row, value, cost } => results.add(self.target, row, value, cost),
+                Word::Measured { row, value, cost, span } => {
+                    results.add(self.target, row, value, cost);
+                    spans.push((row, span));
+                }
                 Word::Failed { step, error } => {
                     results.fail(Failure { target: self.target, round, step, error });
                 }
                 Word::TurnOver { usage } => {
                     results.add_usage(self.target, usage);
-                    return Ok(());
+                    return Ok(spans);
                 }
                 Word::Ready { .. } | Word::Probed { .. } => bail!("a worker spoke out of turn"),
             }

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use strongroom_tests::lab::{Lab, LabName, Options as LabOptions};
 use tempfile::TempDir;
 
+use crate::options::Options;
 use crate::peer::Peer;
 use crate::target::{Guest, Target};
 
@@ -53,7 +54,7 @@ pub(crate) struct House {
 }
 
 impl House {
-    pub(crate) fn build(targets: &[Target], undo: bool, detection: bool) -> Result<Self> {
+    pub(crate) fn build(targets: &[Target], options: &Options) -> Result<Self> {
         check_needs(targets)?;
         let program = std::env::current_exe().context("cannot find this program's own file")?;
         let programs = program.parent().context("this program's file has no directory")?.to_owned();
@@ -66,24 +67,25 @@ impl House {
             fs::create_dir(data.path().join(target.data())).context("cannot fill the data root")?;
         }
         let policy = tempfile::tempdir().context("cannot make a directory for the policy")?;
-        let undo = if undo { "undo = \"7d\"\n" } else { "" };
-        let detection = if detection { "" } else { "\n[detection]\nverdict = \"off\"\n" };
+        let undo = if options.undo { "undo = \"7d\"\n" } else { "" };
+        let detection = if options.no_detection { "\n[detection]\nverdict = \"off\"\n" } else { "" };
         fs::write(policy.path().join("bench.toml"), format!("{POLICY}{undo}{detection}"))
             .context("cannot write the policy")?;
 
         let name: LabName = format!("bench-{}", std::process::id())
             .parse()
             .map_err(|error: String| anyhow::anyhow!(error))?;
-        let options = LabOptions {
+        let lab = LabOptions {
             policy: Some(policy.path().to_owned()),
             data: Some(data.path().to_owned()),
             // Without our own column the rest can be measured alone.
             empty: !targets.contains(&Target::Strongroom),
             open_ports: open_ports(targets),
+            awake: !options.no_awake,
             shares: vec![programs],
             ..LabOptions::named(name)
         };
-        let lab = Lab::up(&options).context("cannot bring the lab up")?;
+        let lab = Lab::up(&lab).context("cannot bring the lab up")?;
         let house = Self { lab, _policy: policy, data, program };
         house.check_mount()?;
         if targets.iter().any(|target| matches!(target, Target::Sshfs | Target::SshfsTuned)) {

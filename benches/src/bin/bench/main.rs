@@ -11,6 +11,7 @@ mod machine;
 mod options;
 mod page;
 mod peer;
+mod profile;
 mod report;
 mod results;
 mod rows;
@@ -27,6 +28,7 @@ use clap::Parser;
 
 use house::House;
 use options::{Options, Role};
+use profile::Profiles;
 use results::Results;
 
 /// A row could not be measured: the rest of the table is good.
@@ -59,12 +61,17 @@ fn bench(options: &Options) -> Result<bool> {
     ctrlc::set_handler(|| conductor::INTERRUPTED.store(true, Ordering::Relaxed))
         .context("cannot listen for signals")?;
     let machine = machine::Machine::look();
-    let house = House::build(&targets, options.undo, !options.no_detection)?;
+    let house = House::build(&targets, options)?;
     let limits = limits::measure(&house, if options.quick { 1 } else { 3 })?;
     let mut results = Results::new(machine, options.sizes(), options.rounds(), targets.clone(), limits);
-    conductor::run(&house, &targets, &rows, options.rounds(), options.sizes(), &mut results)?;
+    let mut profiles = options.profile.then(Profiles::default);
+    let (rounds, sizes) = (options.rounds(), options.sizes());
+    conductor::run(&house, &targets, &rows, rounds, sizes, &mut results, profiles.as_mut())?;
     results.machine.finish();
     print!("{}", report::report(&results, options.markdown));
+    if let Some(profiles) = &profiles {
+        print!("{}", profiles.markdown(&results));
+    }
     if let Some(path) = &options.json {
         results.write_json(path)?;
     }

@@ -42,6 +42,13 @@ pub(crate) struct Options {
     /// Measure the mount with `verdict = "off"`, to compare with a run in which the gateway looks at each change.
     #[arg(long)]
     pub(crate) no_detection: bool,
+    /// Measure the mount with processors that may always halt, to compare with a run in which it keeps them awake during
+    /// bursts of requests.
+    #[arg(long)]
+    pub(crate) no_awake: bool,
+    /// Have `perf` record beside each row, and tell where the processors' time goes; the rows themselves are slower then.
+    #[arg(long)]
+    pub(crate) profile: bool,
     /// Print the table as Markdown.
     #[arg(long)]
     pub(crate) markdown: bool,

@@ -32,13 +32,20 @@ pub(crate) enum Word {
     /// The worker waits for [`Order::Usage`].
     AskUsage,
     /// A row's value in its unit.
-    Measured { row: Row, value: f64, cost: Option<Cost> },
+    Measured { row: Row, value: f64, cost: Option<Cost>, span: Span },
     /// A row, or what comes before it, did not work; the rows after it may be missing too.
     Failed { step: String, error: String },
     /// Median time of one statfs(2) in microseconds.
     Probed { micros: f64 },
     /// The turn is over, whatever came of it. Memory as it was before unmounting.
     TurnOver { usage: Usage },
+}
+
+/// When a row was measured, in seconds of the monotonic clock, which all guests share.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Span {
+    pub(crate) begin: f64,
+    pub(crate) end: f64,
 }
 
 /// Processor seconds for each GiB that a row moved.

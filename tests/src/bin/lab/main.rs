@@ -104,6 +104,9 @@ struct Up {
     /// Only guests and network: run none of Strongroom's programs
     #[arg(long, conflicts_with = "bare")]
     empty: bool,
+    /// Give the guests no /dev/cpu_dma_latency: their processors may always halt
+    #[arg(long)]
+    no_awake: bool,
     /// Let app guests reach this port of the storage guest too (repeatable)
     #[arg(long, value_name = "PORT")]
     open_port: Vec<u16>,
@@ -184,6 +187,7 @@ fn up(arguments: Up) -> Result<u8> {
         empty: arguments.empty,
         open_ports: arguments.open_port,
         enrolment: arguments.enrolment,
+        awake: !arguments.no_awake,
         shares: arguments.share,
         detached: true,
         ..Options::named(arguments.which.name)

@@ -12,7 +12,7 @@ use crate::options::Sizes;
 use crate::rows::Row;
 use crate::target::{Mount, Work};
 use crate::usage::{self, Usage};
-use crate::wire::{Cost, Order, Word};
+use crate::wire::{Cost, Order, Span, Word};
 
 /// The conductor's end of the standard streams.
 pub(super) struct Link {
@@ -211,8 +211,9 @@ impl<'a> Stage<'a> {
     /// A failure is reported and ends this row, not the turn.
     pub(super) fn row(&mut self, row: Row, work: impl FnOnce(&mut Self) -> Result<f64>) -> Result<()> {
         self.link.step(row.key())?;
+        let begin = monotonic();
         match work(self) {
-            Ok(value) => self.report(row, value, None),
+            Ok(value) => self.report(row, value, None, begin),
             Err(error) => self.link.fail(row.key(), &error),
         }
     }
@@ -225,6 +226,7 @@ impl<'a> Stage<'a> {
     ) -> Result<()> {
         self.link.step(row.key())?;
         let (before, own_before) = (self.usage()?, usage::own_cpu_seconds()?);
+        let begin = monotonic();
         match work(self) {
             Ok((mib, seconds)) => {
                 let (own_after, after) = (usage::own_cpu_seconds()?, self.usage()?);
@@ -234,17 +236,17 @@ impl<'a> Stage<'a> {
                     client: (after.client.cpu_seconds - before.client.cpu_seconds) / gib,
                     server: (after.server.cpu_seconds - before.server.cpu_seconds) / gib,
                 };
-                self.report(row, mib as f64 / seconds, Some(cost))
+                self.report(row, mib as f64 / seconds, Some(cost), begin)
             }
             Err(error) => self.link.fail(row.key(), &error),
         }
     }
 
-    fn report(&mut self, row: Row, value: f64, cost: Option<Cost>) -> Result<()> {
+    fn report(&mut self, row: Row, value: f64, cost: Option<Cost>, begin: f64) -> Result<()> {
         if !self.wants(row) {
             return Ok(());
         }
-        self.link.say(&Word::Measured { row, value, cost })
+        self.link.say(&Word::Measured { row, value, cost, span: Span { begin, end: monotonic() } })
     }
 
     /// Leave the target as it was.
@@ -253,6 +255,11 @@ impl<'a> Stage<'a> {
         fs::remove_dir_all(&self.directory)
             .with_context(|| format!("cannot clear `{}`", self.directory.display()))
     }
+}
+
+fn monotonic() -> f64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
 }
 
 /// Operations per second of up to `count` operations, fewer when the time is over.
