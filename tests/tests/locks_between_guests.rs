@@ -15,7 +15,7 @@ mod pair;
 use std::fs;
 
 use pair::{APPS, Dice, Guest, lab};
-use strongroom_tests::lab::StopHow;
+use strongroom_tests::lab::{Lab, StopHow};
 
 /// One line, one operation; one line, one answer. Open file description locks have one owner for each of the open files, the
 /// others one for all.
@@ -87,7 +87,7 @@ for line in sys.stdin:
     print(answer, flush=True)
 "#;
 
-fn start(lab: &strongroom_tests::lab::Lab, app: &str) -> Guest {
+fn start(lab: &Lab, app: &str) -> Guest {
     let mut guest = Guest::start(lab, app, &["/usr/bin/python3", "-c", PROGRAM]);
     assert_eq!(guest.hear(), "ready");
     guest
@@ -221,5 +221,79 @@ fn locks_outlive_the_gateway_and_not_their_holder() {
     assert_eq!(two.ask("flock 1 shared"), "EAGAIN");
     two.tell("wait 2 exclusive 0 0");
     one.kill();
+    assert_eq!(two.hear(), "done");
+}
+
+/// What the guest's client answers for itself from now on: bytes 4 and 5 are locked, the file is not looked at by anybody else.
+fn keep_locks(one: &mut Guest) {
+    assert_eq!(one.ask("write"), "done");
+    for line in ["try 0 exclusive 0 1", "try 0 exclusive 4 2", "try 0 none 0 1"] {
+        assert_eq!(one.ask(line), "done", "{line}");
+    }
+}
+
+fn with_gateway_limits(purpose: &str, limits: &str) -> Lab {
+    let lab = lab(purpose);
+    lab.stop_gateway(StopHow::Clean).unwrap();
+    let config = lab.etc("storage").join("gateway.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    assert!(!text.contains("[limits]"), "{text}");
+    fs::write(&config, format!("{text}\n[limits]\n{limits}\n")).unwrap();
+    lab.start_gateway().unwrap();
+    lab
+}
+
+/// Kills the mount's client as nothing else could, and returns when it is gone.
+fn kill_client(lab: &Lab, app: &str) {
+    lab.app(app, ["pkill", "-KILL", "-x", "mount-strongroo"]).cwd("/").run().unwrap();
+    while lab.app(app, ["stat", "/mnt/work"]).cwd("/").output().unwrap().status.success() {}
+}
+
+#[test]
+fn what_a_killed_client_kept_is_others_when_its_session_is_over() {
+    let lab = lab("keptkilled");
+    let (mut one, mut two) = (start(&lab, "one"), start(&lab, "two"));
+    keep_locks(&mut one);
+    kill_client(&lab, "one");
+    // It may come back, and what it had not told may be a lock.
+    assert_eq!(two.ask("try 0 exclusive 4 1"), "EAGAIN");
+    assert_eq!(two.ask("try 0 shared 0 1"), "EAGAIN");
+    assert_eq!(two.ask("ask 0 shared 4 1"), "taken");
+    two.tell("wait 0 exclusive 4 1");
+    lab.base(["contract", "revoke", "one"]).run().unwrap();
+    assert_eq!(two.hear(), "done");
+    assert_eq!(two.ask("try 0 exclusive 0 0"), "done");
+    one.kill();
+}
+
+#[test]
+fn a_session_without_its_client_ends_by_itself_and_what_was_kept_with_it() {
+    let lab = with_gateway_limits("keptalone", "session-grace = \"1s\"");
+    let (mut one, mut two) = (start(&lab, "one"), start(&lab, "two"));
+    keep_locks(&mut one);
+    kill_client(&lab, "one");
+    two.tell("wait 0 exclusive 4 1");
+    assert_eq!(two.hear(), "done");
+    one.kill();
+}
+
+#[test]
+fn a_guest_without_network_keeps_its_locks_and_tells_of_them_when_it_is_back() {
+    let lab = lab("keptcut");
+    let (mut one, mut two) = (start(&lab, "one"), start(&lab, "two"));
+    keep_locks(&mut one);
+    let network = |state| lab.app("one", ["ip", "link", "set", "eth0", state]).cwd("/").run().unwrap();
+    network("down");
+    // Of the byte that is free nobody can tell.
+    assert_eq!(two.ask("try 0 exclusive 0 1"), "EAGAIN");
+    assert_eq!(two.ask("try 0 exclusive 4 1"), "EAGAIN");
+    two.tell("wait 0 exclusive 0 1");
+    network("up");
+    assert_eq!(two.hear(), "done");
+    assert_eq!(two.ask("try 0 shared 4 1"), "EAGAIN");
+    // The holder has never lost it.
+    two.tell("wait 0 exclusive 4 2");
+    assert_eq!(one.ask("try 1 shared 5 1"), "EAGAIN");
+    assert_eq!(one.ask("try 0 none 4 2"), "done");
     assert_eq!(two.hear(), "done");
 }
