@@ -3,7 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -171,10 +174,17 @@ impl Profile {
 #[derive(Debug, Default)]
 pub(crate) struct Profiles(BTreeMap<(Row, Target), Profile>);
 
-/// `perf` at work.
+/// `perf` at work. Killed when dropped.
 pub(crate) struct Recording {
     perf: Child,
     place: TempDir,
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        let _ = self.perf.kill();
+        let _ = self.perf.wait();
+    }
 }
 
 impl Recording {
@@ -185,20 +195,33 @@ impl Recording {
             .tempdir_in("/var/tmp")
             .context("cannot make a directory for perf")?;
         let rate = RATE.to_string();
+        let (orders, answers) = (place.path().join("orders"), place.path().join("answers"));
+        let mut control = std::ffi::OsString::from("--control=fifo:");
+        control.push(&orders);
+        control.push(",");
+        control.push(&answers);
+        let (mut orders, mut answers) = (fifo(&orders)?, fifo(&answers)?);
         let perf = Command::new("perf")
             .args(["record", "--all-cpus", "--event", "cpu-clock", "--freq", &rate])
-            .args(["--clockid", "CLOCK_MONOTONIC", "--quiet", "--output"])
+            .args(["--clockid", "CLOCK_MONOTONIC", "--quiet", "--delay=-1"])
+            .arg(control)
+            .arg("--output")
             .arg(place.path().join("data"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
             .spawn()
             .context("cannot run `perf`; install the package linux-perf")?;
-        let recording = Self { perf, place };
-        // It writes the head of its file once it is listening.
-        while !std::fs::metadata(recording.data()).is_ok_and(|file| file.len() > 0) {
+        let mut recording = Self { perf, place };
+        orders.write_all(b"enable\n").context("cannot tell perf to begin")?;
+        // Until it says that it has begun: short rows are over before it would have.
+        while !matches!(answers.read(&mut [0; 16]), Ok(1..)) {
             crate::conductor::check_interrupted()?;
-            std::thread::sleep(std::time::Duration::from_millis(10));
+            if let Some(status) = recording.perf.try_wait().context("cannot look after perf")? {
+                bail!(
+                    "`perf record` has ended ({status}); it needs root, or kernel.perf_event_paranoid at -1"
+                );
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
         }
         Ok(recording)
     }
@@ -236,6 +259,21 @@ impl Recording {
         }
         Ok(())
     }
+}
+
+/// A FIFO, open for both directions so that nobody waits for the other end; reading it does not wait either.
+fn fifo(path: &Path) -> Result<File> {
+    let made = rustix::fs::mknodat(
+        rustix::fs::CWD,
+        path,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+        0,
+    );
+    made.with_context(|| format!("cannot make `{}`", path.display()))?;
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let opened = File::options().read(true).write(true).custom_flags(flags).open(path);
+    opened.with_context(|| format!("cannot open `{}`", path.display()))
 }
 
 struct Sample<'a> {
