@@ -10,7 +10,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -51,11 +51,11 @@ pub fn start(attached: &Attached) -> io::Result<Child> {
 
 /// Whether this process was started as a guard; if so, it has been one when this returns.
 pub fn ran(arguments: &[OsString]) -> bool {
-    let Some(client) = std::env::var_os(GUARD) else { return false };
-    if let ([dir, device], Some(client)) = (arguments, client.to_str().and_then(|pid| pid.parse().ok())) {
-        // There is nobody to tell.
-        let _ = guard(&PathBuf::from(dir), &device.to_string_lossy(), client);
-    }
+    let client = std::env::var_os(GUARD).and_then(|pid| pid.to_str()?.parse().ok());
+    // A mount takes more arguments, and must not be mistaken for a guard because of a variable that somebody has set.
+    let (Some(client), [dir, device]) = (client, arguments) else { return false };
+    // There is nobody to tell.
+    let _ = guard(Path::new(dir), &device.to_string_lossy(), client);
     true
 }
 
