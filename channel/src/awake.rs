@@ -56,12 +56,14 @@ impl Awake {
         Awake { keeper: None }
     }
 
-    /// Keeps them awake during bursts.
-    ///
-    /// # Errors
-    /// Those of opening `/dev/cpu_dma_latency`, which takes root, and of starting a thread.
-    pub fn during_bursts() -> io::Result<Awake> {
-        Awake::with(OpenOptions::new().write(true).open(DEVICE)?)
+    /// Keeps them awake during bursts if that is wanted, and possible: it takes root, the device and a thread. Without these it is
+    /// slower, not wrong, so that nobody is told.
+    pub fn if_wanted(wanted: bool) -> Awake {
+        if !wanted {
+            return Awake::never();
+        }
+        let device = OpenOptions::new().write(true).open(DEVICE);
+        device.and_then(Awake::with).unwrap_or_else(|_| Awake::never())
     }
 
     fn with(device: File) -> io::Result<Awake> {

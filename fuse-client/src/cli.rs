@@ -252,7 +252,8 @@ fn serve(options: &Options, child: bool) -> Result<(), Failure> {
         uid: options.uid.unwrap_or_else(|| rustix::process::getuid().as_raw()),
         gid: options.gid.unwrap_or_else(|| rustix::process::getgid().as_raw()),
     };
-    let bridge = Bridge::new(Arc::new(Fs::new(transport.clone(), state.clone(), owner)), awake(options));
+    let fs = Arc::new(Fs::new(transport.clone(), state.clone(), owner));
+    let bridge = Bridge::new(fs, Awake::if_wanted(options.awake));
     let allow_other = options.allow_other.unwrap_or_else(|| rustix::process::geteuid().is_root());
     let attach = Attach {
         dir: options.dir.clone(),
@@ -299,15 +300,6 @@ fn serve(options: &Options, child: bool) -> Result<(), Failure> {
     // As in `journal`.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     Ok(())
-}
-
-/// Keeps processors awake during bursts, where that is wanted and possible.
-fn awake(options: &Options) -> Awake {
-    if !options.awake {
-        return Awake::never();
-    }
-    // An ordinary user's mount has no privilege for it. That makes it slower, not wrong.
-    Awake::during_bursts().unwrap_or_else(|_| Awake::never())
 }
 
 fn start(bridge: Bridge, device: std::os::fd::OwnedFd) -> Result<Session<Bridge>, Failure> {

@@ -92,7 +92,8 @@ fn serve(config: &Config, checked: Checked) -> Result<impl FnOnce() + use<>, Fai
     let admin = config.admin.as_ref().map(Listener::open_admin).transpose().map_err(work)?;
     let mut stoppers = vec![listener.stopper().map_err(|error| work(error.to_string()))?];
     println!("gateway {} serves on {}", gateway.id, name(&listener));
-    let door = NativeDoor::new(gateway.clone(), awake(config)).map_err(|error| work(error.to_string()))?;
+    let awake = Awake::if_wanted(config.awake);
+    let door = NativeDoor::new(gateway.clone(), awake).map_err(|error| work(error.to_string()))?;
     let native = door.clone();
     accept(&gateway, listener, || (), move |socket, from| native.take(socket, from))?;
     if let Some(listener) = admin {
@@ -129,15 +130,6 @@ fn accept(
 
 fn name(listener: &Listener) -> String {
     listener.address().map_or_else(|error| format!("(unknown: {error})"), |address| address.to_string())
-}
-
-/// Keeps processors awake during bursts, where that is wanted and possible.
-fn awake(config: &Config) -> Awake {
-    if !config.awake {
-        return Awake::never();
-    }
-    // Slower, not wrong: there is no reason to tell anybody at each start.
-    Awake::during_bursts().unwrap_or_else(|_| Awake::never())
 }
 
 /// Open files of guests are open files of this process: as many as the system allows.

@@ -271,35 +271,22 @@ impl Nodes {
 
     /// The path of a node below the root of its grant; `None` if no name of it is known.
     pub fn path(&self, node: Node) -> Option<Vec<u8>> {
-        let mut components = vec![];
-        let mut at = node;
-        let mut length = 0;
-        loop {
-            let known = self.known.get(&at)?;
-            if known.root {
-                break;
-            }
-            let (parent, name) = known.place.as_ref()?;
-            length += name.as_bytes().len() + 1;
-            // Also the end of a circle, which two renames by others at the same time may leave here.
-            if length > MAX_PATH {
-                return None;
-            }
-            components.push(name.as_bytes());
-            at = *parent;
-        }
-        components.reverse();
+        let way = self.way(node);
+        let top = way.last().map_or(node, |(parent, _)| *parent);
+        self.known.get(&top).filter(|known| known.root)?;
+        let components: Vec<&[u8]> = way.iter().rev().map(|(_, name)| name.as_bytes()).collect();
         Some(components.join(&b'/'))
     }
 
-    /// The names on the way to a node, as far as they are known, its own first.
+    /// The names on the way to a node from the root of its grant, as far as they are known, its own first.
     pub fn way(&self, node: Node) -> Vec<(Node, Name)> {
         let mut way = vec![];
         let mut length = 0;
         let mut at = node;
-        while let Some((parent, name)) = self.known.get(&at).and_then(|known| known.place.as_ref()) {
+        let place = |at| self.known.get(&at).filter(|known| !known.root)?.place.as_ref();
+        while let Some((parent, name)) = place(at) {
             length += name.as_bytes().len() + 1;
-            // As in `path`.
+            // Also the end of a circle, which two renames by others at the same time may leave here.
             if length > MAX_PATH {
                 break;
             }
