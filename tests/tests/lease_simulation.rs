@@ -9,20 +9,20 @@
 //! `STRONGROOM_SIMULATIONS` sets how many schedules are run (2000), `STRONGROOM_SEED` the first seed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
+#[path = "support/simulation.rs"]
+mod simulation;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use strongroom_contracts::chain::{Chain, Effective, VerifyContext};
-use strongroom_contracts::{
-    Audit, ContractId, Grant, Ownership, PolicyDigest, Rights, SecretKey, SessionLimits, Terms,
-};
+use simulation::{Dice, Outbox, contract};
 use strongroom_fuse_client::lease::{Asked, Drop as Dropped, Found, Heard, OwnChange, Table};
 use strongroom_gateway::engine::{
     Admission, Call, Engine, EngineOptions, EngineSession, LeaseOptions, Parked, ReplyBuf, Served,
-    SessionBounds, Teller, Turnstile,
+    SessionBounds, Turnstile,
 };
 use strongroom_protocol::attr::{Credentials, Node, OpenFlags, SetAttr, SetTime, Time};
 use strongroom_protocol::codec;
@@ -39,36 +39,6 @@ const LINKS: usize = 2;
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 /// Steps of a schedule.
 const STEPS: usize = 400;
-
-/// A small generator with a whole period (xorshift64*).
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % sides
-    }
-
-    fn one_in(&mut self, n: usize) -> bool {
-        self.roll(n) == 0
-    }
-
-    fn pick<T: Copy>(&mut self, all: &[T]) -> Option<T> {
-        (!all.is_empty()).then(|| all[self.roll(all.len())])
-    }
-}
-
-/// What the gateway says on its own.
-#[derive(Default)]
-struct Outbox(Mutex<Vec<(Event, Vec<u8>, bool)>>);
-
-impl Teller for Outbox {
-    fn tell(&self, event: Event, data: Vec<u8>, everywhere: bool) {
-        self.0.lock().unwrap().push((event, data, everywhere));
-    }
-}
 
 /// From a client to the gateway.
 enum Request {
@@ -158,41 +128,6 @@ struct Truth {
     names: BTreeMap<(u64, std::ffi::OsString), u64>,
     /// What is in files.
     contents: BTreeMap<u64, Vec<u8>>,
-}
-
-fn contract() -> Effective {
-    let issuer = SecretKey::generate().unwrap();
-    let gateway = SecretKey::generate().unwrap().public().gateway_id();
-    let grant = Grant {
-        data: "a".parse().unwrap(),
-        mount: "/a".parse().unwrap(),
-        rights: Rights::READ_WRITE,
-        quota_bytes: None,
-        quota_files: None,
-        max_file_bytes: None,
-        undo_secs: 0,
-        ownership: Ownership::Single,
-    };
-    let terms = Terms {
-        version: strongroom_contracts::terms::VERSION,
-        id: ContractId::from_bytes(strongroom_contracts::keys::random().unwrap()),
-        issuer: issuer.public().id(),
-        application: "test".parse().unwrap(),
-        holder: SecretKey::generate().unwrap().public(),
-        gateway,
-        generation: 1,
-        not_before: 0,
-        expires: 100,
-        grants: vec![grant],
-        limits: SessionLimits::default(),
-        networks: None,
-        audit: Audit::Normal,
-        undo: strongroom_contracts::UndoSpace::default(),
-        detection: strongroom_contracts::Detection::default(),
-        policy: PolicyDigest::of(""),
-    };
-    let chain = Chain::issue(&terms, &issuer).unwrap();
-    chain.verify(VerifyContext { issuer: &issuer.public(), gateway: &gateway, now: 50 }).unwrap()
 }
 
 fn name(text: &str) -> Name {
