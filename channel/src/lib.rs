@@ -9,6 +9,7 @@
 mod awake;
 mod error;
 mod handshake;
+mod memory;
 mod socket;
 mod stream;
 mod tls;
@@ -17,5 +18,6 @@ mod verifier;
 pub use awake::Awake;
 pub use error::ChannelError;
 pub use handshake::{ClientTls, Peer, ServerTls};
+pub use memory::one_arena;
 pub use socket::{Address, Socket};
 pub use stream::{Channel, Closer, Frame, Receiver, Sender};

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use clap::Parser;
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGINT, SIGTERM};
-use strongroom_channel::Awake;
+use strongroom_channel::{Awake, one_arena};
 use strongroom_gateway::clock::SystemClock;
 use strongroom_gateway::config::Config;
 use strongroom_gateway::config::check::Checked;
@@ -39,6 +39,7 @@ struct Args {
 struct Failed(u8, String);
 
 fn main() -> ExitCode {
+    one_arena();
     match run(&Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failed(code, text)) => {

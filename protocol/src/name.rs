@@ -11,7 +11,7 @@ pub const MAX_PATH: usize = 4096;
 
 /// One component of a path: 1 to 255 bytes, no `/`, no NUL, neither `.` nor `..`. Not necessarily UTF-8.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Encode)]
-pub struct Name(Vec<u8>);
+pub struct Name(Box<[u8]>);
 
 /// Bytes that are no name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -31,7 +31,7 @@ impl Name {
     /// [`NameError`].
     pub fn new(bytes: &[u8]) -> Result<Name, NameError> {
         check(bytes)?;
-        Ok(Name(bytes.to_vec()))
+        Ok(Name(bytes.into()))
     }
 
     /// The bytes of the name.
@@ -73,7 +73,7 @@ impl<Context> Decode<Context> for Name {
     ) -> Result<Self, bincode::error::DecodeError> {
         let bytes = Vec::<u8>::decode(decoder)?;
         check(&bytes).map_err(|_| bincode::error::DecodeError::Other("invalid name"))?;
-        Ok(Name(bytes))
+        Ok(Name(bytes.into()))
     }
 }
 bincode::impl_borrow_decode!(Name);

@@ -101,7 +101,7 @@ pub(super) struct Held {
     pub(super) names: Option<Box<Names>>,
     pub(super) target: Option<Arc<[u8]>>,
     /// All bytes of the file, as of `attr`.
-    pub(super) contents: Option<Contents>,
+    pub(super) contents: Option<Box<Contents>>,
     pub(super) used: bool,
 }
 
@@ -168,7 +168,8 @@ impl Held {
 /// All that is known.
 #[derive(Debug)]
 pub struct Table {
-    pub(super) nodes: HashMap<Node, Held>,
+    /// Boxed, as the map is at most seven eighths full and at times less than half.
+    pub(super) nodes: HashMap<Node, Box<Held>>,
     /// The roots of grants, as found by the mount path.
     pub(super) roots: HashMap<u16, Node>,
     pub(super) life: u64,
@@ -238,7 +239,7 @@ impl Table {
 
     pub(super) fn held(&mut self, node: Node) -> &mut Held {
         let (changed, floor) = (self.changed_floor, self.floor);
-        self.nodes.entry(node).or_insert_with(|| Held::new(changed, floor))
+        self.nodes.entry(node).or_insert_with(|| Box::new(Held::new(changed, floor)))
     }
 
     /// A number that never comes again.
@@ -291,7 +292,7 @@ impl Table {
 
     /// Attributes after a change, where a lease is held already.
     pub fn learn_after(&mut self, heard: &Heard, node: Node, attr: &Attr) {
-        if heard.life == self.life && self.nodes.get(&node).is_some_and(Held::leased) {
+        if heard.life == self.life && self.nodes.get(&node).is_some_and(|held| held.leased()) {
             self.keep_attr(heard, node, attr);
         }
     }
@@ -328,7 +329,7 @@ impl Table {
         let Some(until) = self.until(heard.asked) else { return };
         let contents = self.shelf.make(node, bytes, until, heard.asked);
         if let Some(held) = self.nodes.get_mut(&node) {
-            held.contents = Some(contents);
+            held.contents = Some(Box::new(contents));
         }
         while let Some((node, number)) = self.shelf.too_many() {
             if let Some(held) = self.nodes.get_mut(&node) {
@@ -430,7 +431,7 @@ impl Table {
         let fine = heard.life == self.life
             && heard.note.node != Lease::None
             && heard.note.stamp >= self.void(node)
-            && self.nodes.get(&node).is_some_and(Held::leased);
+            && self.nodes.get(&node).is_some_and(|held| held.leased());
         if fine {
             self.roots.insert(grant, node);
         }
@@ -479,9 +480,10 @@ impl Table {
 
     /// Whether a change of this guest was under way at any time since a request, so that its answer may be from before it.
     pub fn is_doubtful(&self, node: Node, asked: Asked) -> bool {
-        let changed = |held: &Held| held.changing > 0 || held.changed > asked.seq;
         let unknown = self.changed_floor > asked.seq;
-        self.attrs_since > asked.seq || self.nodes.get(&node).map_or(unknown, changed)
+        let changed =
+            self.nodes.get(&node).map_or(unknown, |held| held.changing > 0 || held.changed > asked.seq);
+        self.attrs_since > asked.seq || changed
     }
 
     /// A change of these nodes by this guest begins: from here to its end nothing is learnt of them.
@@ -633,7 +635,7 @@ impl Table {
 
     /// Whether a lease is held on a node.
     pub fn leased(&self, node: Node) -> bool {
-        self.nodes.get(&node).is_some_and(Held::leased)
+        self.nodes.get(&node).is_some_and(|held| held.leased())
     }
 
     /// Whether an exclusive lease is held on a node.

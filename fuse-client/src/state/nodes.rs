@@ -1,8 +1,10 @@
 //! The nodes that the kernel knows: how often it was told of them, and by what name they can be found again.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 
+use hashbrown::HashTable;
 use strongroom_protocol::attr::Node;
 use strongroom_protocol::name::{MAX_PATH, Name};
 
@@ -52,11 +54,53 @@ enum Kept {
 /// all be ended each time.
 const QUIET: Duration = Duration::from_secs(1);
 
+/// Which node was last seen under a name. The names themselves are those of [`Known::place`]: a mount may know a million.
+#[derive(Debug, Default)]
+struct ByName {
+    nodes: HashTable<Node>,
+    state: RandomState,
+}
+
+impl ByName {
+    fn get(&self, known: &HashMap<Node, Known>, parent: Node, name: &Name) -> Option<Node> {
+        let hash = self.state.hash_one((parent, name));
+        self.nodes.find(hash, |node| is_at(known, *node, parent, name)).copied()
+    }
+
+    /// Adds a node, which is known by this name already.
+    fn insert(&mut self, known: &HashMap<Node, Known>, (parent, name): &(Node, Name), node: Node) {
+        let hash = self.state.hash_one((parent, name));
+        // Whatever had the name has it in `known` as well.
+        match self.nodes.find_mut(hash, |other| is_at(known, *other, *parent, name)) {
+            Some(other) => *other = node,
+            None => {
+                let state = &self.state;
+                let place = |node: &Node| known.get(node).and_then(|known| known.place.as_ref());
+                let rehash =
+                    |node: &Node| place(node).map_or(0, |(parent, name)| state.hash_one((parent, name)));
+                self.nodes.insert_unique(hash, node, rehash);
+            }
+        }
+    }
+
+    fn remove(&mut self, (parent, name): &(Node, Name), node: Node) {
+        let hash = self.state.hash_one((parent, name));
+        if let Ok(entry) = self.nodes.find_entry(hash, |other| *other == node) {
+            entry.remove();
+        }
+    }
+}
+
+fn is_at(known: &HashMap<Node, Known>, node: Node, parent: Node, name: &Name) -> bool {
+    let place = known.get(&node).and_then(|known| known.place.as_ref());
+    place.is_some_and(|(dir, as_name)| *dir == parent && as_name == name)
+}
+
 /// The nodes that the kernel knows.
 #[derive(Debug, Default)]
 pub struct Nodes {
     known: HashMap<Node, Known>,
-    by_name: HashMap<(Node, Name), Node>,
+    by_name: ByName,
     wide: HashMap<u64, Node>,
     wide_numbers: HashMap<Node, u64>,
     last_wide: u64,
@@ -91,9 +135,8 @@ impl Nodes {
             let number = self.number(node);
             self.drop_number(number, node);
             self.stale.insert(number, lookups);
-            if let Some(Known { place, .. }) = self.known.remove(&node) {
-                self.unname(place, node);
-            }
+            self.unname(node);
+            self.known.remove(&node);
         }
         self.number(node)
     }
@@ -135,18 +178,15 @@ impl Nodes {
         if let Some(place) = place
             && known.place.as_ref() != Some(&place)
         {
-            let former = known.place.replace(place.clone());
-            self.unname(former, node);
-            self.by_name.insert(place, node);
+            self.place(node, place);
         }
         number
     }
 
-    fn unname(&mut self, place: Option<(Node, Name)>, node: Node) {
-        if let Some(place) = place
-            && self.by_name.get(&place) == Some(&node)
-        {
-            self.by_name.remove(&place);
+    /// The name of a node stands for nothing.
+    fn unname(&mut self, node: Node) {
+        if let Some(place) = self.known.get_mut(&node).and_then(|known| known.place.take()) {
+            self.by_name.remove(&place, node);
         }
     }
 
@@ -185,7 +225,7 @@ impl Nodes {
 
     /// The node that was last seen under a name.
     pub fn named(&self, parent: Node, name: &Name) -> Option<Node> {
-        self.by_name.get(&(parent, name.clone())).copied()
+        self.by_name.get(&self.known, parent, name)
     }
 
     /// What is known of a node.
@@ -206,9 +246,8 @@ impl Nodes {
         let Some(known) = self.known.get_mut(&node) else { return };
         known.lookups = known.lookups.saturating_sub(lookups);
         if known.lookups == 0 {
-            let place = known.place.take();
+            self.unname(node);
             self.known.remove(&node);
-            self.unname(place, node);
             self.drop_number(number, node);
             self.forgotten.push(node);
         }
@@ -233,39 +272,30 @@ impl Nodes {
 
     /// A name was removed.
     pub fn removed(&mut self, parent: Node, name: &Name) {
-        let place = (parent, name.clone());
-        if let Some(node) = self.by_name.remove(&place) {
-            self.displace(node, &place);
-        }
-    }
-
-    fn displace(&mut self, node: Node, place: &(Node, Name)) {
-        if let Some(known) = self.known.get_mut(&node)
-            && known.place.as_ref() == Some(place)
-        {
-            known.place = None;
+        if let Some(node) = self.named(parent, name) {
+            self.unname(node);
         }
     }
 
     /// A name was changed, or two were exchanged.
     pub fn renamed(&mut self, from: (Node, Name), to: (Node, Name), exchange: bool) {
-        let moved = self.by_name.remove(&from);
-        let replaced = self.by_name.remove(&to);
-        if let Some(node) = replaced {
-            self.displace(node, &to);
-            if exchange {
-                self.place(node, from);
-            }
+        let moved = self.named(from.0, &from.1);
+        let replaced = self.named(to.0, &to.1);
+        moved.into_iter().chain(replaced).for_each(|node| self.unname(node));
+        if let Some(node) = replaced.filter(|_| exchange) {
+            self.place(node, from);
         }
         if let Some(node) = moved {
             self.place(node, to);
         }
     }
 
+    /// A node has this name from now on, and whatever had it does not.
     fn place(&mut self, node: Node, place: (Node, Name)) {
+        self.unname(node);
         if let Some(known) = self.known.get_mut(&node) {
-            known.place = Some(place.clone());
-            self.by_name.insert(place, node);
+            let place = known.place.insert(place).clone();
+            self.by_name.insert(&self.known, &place, node);
         }
     }
 
@@ -469,7 +499,7 @@ mod tests {
         assert_eq!(nodes.take_forgotten(), [], "it is known again");
         nodes.forget(number, 9);
         assert_eq!(nodes.take_forgotten(), [node(3)]);
-        assert_eq!(nodes.by_name.len(), 1);
+        assert_eq!(nodes.by_name.nodes.len(), 1);
     }
 
     #[test]
