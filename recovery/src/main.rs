@@ -112,6 +112,8 @@ fn check(base: &Base) -> Result<(), Failure> {
         lacking.extend(
             guest.missing().into_iter().map(|program| format!("guest {name}: no program `{program}`")),
         );
+        let key = config.enrol.as_ref().and_then(|_| guest.driver().lacks_for_secret());
+        lacking.extend(key.map(|key| format!("guest {name}: no {key}, and [enrol] hands it a secret")));
     }
     if lacking.is_empty() {
         println!("{}: the configuration is right", path.display());

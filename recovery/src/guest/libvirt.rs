@@ -51,6 +51,10 @@ impl Driver for Libvirt {
         argv(["virsh", overlay::QEMU_IMG])
     }
 
+    fn lacks_for_secret(&self) -> Option<&'static str> {
+        self.secret_file.is_none().then_some("secret-file")
+    }
+
     fn restart(&self, job: &Job<'_>) -> Vec<Action> {
         let domain = self.domain.as_deref().unwrap_or(job.guest);
         let timeout = self.timeout.0;

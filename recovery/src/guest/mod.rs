@@ -65,6 +65,10 @@ pub trait Driver: Send + Sync {
     fn programs(&self) -> Vec<String>;
     /// What it does to restart a guest, in order.
     fn restart(&self, job: &Job<'_>) -> Vec<Action>;
+    /// Which setting is missing without which a secret would not reach the guest.
+    fn lacks_for_secret(&self) -> Option<&'static str> {
+        None
+    }
 }
 
 impl GuestConfig {
@@ -185,6 +189,18 @@ mod tests {
                 "empty /run/mail",
             ]
         );
+    }
+
+    #[test]
+    fn a_libvirt_guest_without_a_file_for_it_cannot_have_a_secret() {
+        let lacks = |more: &str| {
+            let text =
+                format!("driver = \"libvirt\"\nbase = \"/i/b.qcow2\"\noverlay = \"/i/o.qcow2\"\n{more}");
+            let config: GuestConfig = toml_edit::de::from_str(&text).unwrap();
+            config.driver().lacks_for_secret()
+        };
+        assert_eq!(lacks(""), Some("secret-file"));
+        assert_eq!(lacks("secret-file = \"/run/mail\""), None);
     }
 
     #[test]

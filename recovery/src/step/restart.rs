@@ -34,6 +34,15 @@ pub(super) fn take(daemon: &Arc<Daemon>, open: &Arc<Open>) -> StepResult {
         return Err(StepError::for_a_person(failure));
     }
     let secret = secret(daemon, open, &now)?;
+    if let (Some(_), Some(key)) = (&secret, guest.driver().lacks_for_secret()) {
+        let path = daemon.base.recovery_config_path();
+        let failure = Failure::bad(format!(
+            "`{}`: [guest.{name}] has no {key}, so that the secret with which it is to enrol would not reach it",
+            path.display()
+        ))
+        .hint("nothing was done to the guest; add it, restart strongroom-recovery, and go on");
+        return Err(StepError::for_a_person(failure));
+    }
     let evidence = now.dir.join("evidence");
     let job = Job {
         guest: &name,

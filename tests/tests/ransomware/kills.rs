@@ -44,7 +44,9 @@ fn kills(purpose: &str, rounds: u64, mut seed: u64) {
         let (alerts, was) = (house.alerts().len(), look(&first));
         let attack = house.attack(style, PACE, &sums);
         wait_until("the first file is harmed", || look(&first) != was);
-        std::thread::sleep(Duration::from_micros(below(500_000)));
+        // Half of them where the verdict comes.
+        let from = 350_000 * below(2);
+        std::thread::sleep(Duration::from_micros(from + below(500_000 - from)));
         house.lab.stop_gateway(StopHow::Kill).unwrap();
         judged += u64::from(house.alerts().len() > alerts);
         house.lab.start_gateway().unwrap();
