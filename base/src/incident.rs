@@ -210,6 +210,11 @@ pub enum Entry {
         /// How many.
         count: u64,
     },
+    /// An alert about what came after the fence, which this incident does not deal with: the next one does, and begins when this one ends.
+    Again {
+        /// The first such alert.
+        cause: Cause,
+    },
     /// A one-time secret for the fresh guest; an earlier one is void.
     Secret {
         /// What is derived from it, in hexadecimal digits; the secret itself is nowhere on this side.
@@ -308,6 +313,8 @@ pub struct Incident {
     pub decided: Vec<(Phase, Map<String, Value>)>,
     /// Alerts folded into it, the first included.
     pub alerts: u64,
+    /// Why the next one begins when this one ends, if it does.
+    pub again: Option<Cause>,
     /// What is derived from the enrolment secret, and until when it is good, microseconds since the Unix epoch.
     pub secret: Option<(String, u64)>,
     /// The key for which the fresh guest has proven the secret.
@@ -375,6 +382,7 @@ impl Incident {
             spans: vec![],
             decided: vec![],
             alerts,
+            again: None,
             secret: None,
             enrolled: None,
             issued: vec![],
@@ -414,6 +422,7 @@ impl Incident {
                 self.held = None;
             }
             Entry::Alerts { count } => self.alerts = *count,
+            Entry::Again { cause } => self.again = Some(cause.clone()),
             Entry::Secret { proof_key, until_us } => {
                 self.secret = Some((proof_key.clone(), *until_us));
                 self.enrolled = None;
@@ -528,6 +537,7 @@ impl Incident {
             "fenced": self.is_done(Phase::Fence),
             "cause": self.cause,
             "alerts": self.alerts,
+            "again": self.again,
             "opened_us": self.opened_us,
             "closed_us": self.closed_us,
             "took_ms": self.closed_us.map(|end| end.saturating_sub(self.opened_us) as f64 / 1e3),

@@ -50,6 +50,20 @@ pub struct Recent {
     pub clean_us: u64,
 }
 
+/// What became of an alert.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// It began an incident, or is kept with one under way.
+    Incident,
+    /// The policy does not want an incident for it.
+    Unwanted,
+    /// A former incident has dealt with it.
+    Late {
+        /// Its number.
+        incident: u64,
+    },
+}
+
 #[derive(Default)]
 struct Desk {
     open: BTreeMap<Application, Arc<Open>>,
@@ -196,7 +210,13 @@ impl Daemon {
         let (list, warnings) = incident::all(&self.base.incidents_dir())?;
         warnings.iter().for_each(|warning| say(warning));
         let hour_ago = now_us().saturating_sub(HOUR_US);
+        // Of those that ended, as far as no other came after them.
+        let mut again = BTreeMap::new();
         for found in list {
+            again.remove(&found.application);
+            if let (false, Some(cause)) = (found.is_open(), &found.again) {
+                again.insert(found.application.clone(), cause.clone());
+            }
             let mut desk = self.desk.lock();
             desk.recent.insert(found.application.clone(), recent(&found));
             if found.cause.source != "person" && found.opened_us > hour_ago {
@@ -214,6 +234,9 @@ impl Daemon {
                 self.spawn(&mut desk, open)?;
             }
         }
+        for (application, cause) in again {
+            self.begin_again(&mut self.desk.lock(), &application, cause);
+        }
         Ok(())
     }
 
@@ -223,11 +246,14 @@ impl Daemon {
         desk.asked = true;
         let work = move || {
             running::run(&daemon, &open);
-            let now = open.incident();
             let mut desk = daemon.desk.lock();
+            let now = open.incident();
             desk.recent.insert(now.application.clone(), recent(&now));
             if !now.is_open() {
                 desk.open.remove(&now.application);
+                if let Some(cause) = now.again {
+                    daemon.begin_again(&mut desk, &now.application, cause);
+                }
             }
             desk.working -= 1;
             daemon.changed.notify_all();
@@ -243,20 +269,45 @@ impl Daemon {
         self.desk.lock().open.get(application).cloned()
     }
 
-    /// The last incident of an application.
-    pub fn recent(&self, application: &Application) -> Option<Recent> {
-        self.desk.lock().recent.get(application).copied()
-    }
-
-    /// An alert about an application whose policy wants an incident: begins one, or is folded into the one under way.
-    pub fn alert(self: &Arc<Self>, policy: &Policy, cause: Cause) -> Result<Told, Failure> {
-        let steps: Vec<Step> = policy.recovery.iter().flat_map(|r| &r.steps).map(|step| step.value).collect();
+    /// An alert about an application: is kept with the incident under way, or begins one if the policy wants that and the last one has not
+    /// dealt with it. What comes after the fence of the one under way begins the next. All of it is decided at one moment, as
+    /// the incident under way may be about to end.
+    pub fn alert(
+        self: &Arc<Self>,
+        policy: &Policy,
+        cause: Cause,
+        wanted: bool,
+        dealt_with: impl FnOnce(&Recent) -> bool,
+    ) -> Result<Taken, Failure> {
         let mut desk = self.desk.lock();
         if let Some(open) = desk.open.get(&policy.application).cloned() {
+            let now = open.incident();
+            if wanted && now.again.is_none() && is_fenced_and_clean(&now) && !dealt_with(&recent(&now)) {
+                open.put(Entry::Again { cause: cause.clone() })?;
+            }
             drop(desk);
             open.fold(&cause);
-            return Ok(Told::Running { incident: open.number });
+            return Ok(Taken::Incident);
         }
+        if !wanted {
+            return Ok(Taken::Unwanted);
+        }
+        if let Some(recent) = desk.recent.get(&policy.application)
+            && dealt_with(recent)
+        {
+            return Ok(Taken::Late { incident: recent.number });
+        }
+        self.begin_for_alert(&mut desk, policy, cause)?;
+        Ok(Taken::Incident)
+    }
+
+    fn begin_for_alert(
+        self: &Arc<Self>,
+        desk: &mut Desk,
+        policy: &Policy,
+        cause: Cause,
+    ) -> Result<Told, Failure> {
+        let steps: Vec<Step> = policy.recovery.iter().flat_map(|r| &r.steps).map(|step| step.value).collect();
         let now = now_us();
         let begun = desk.begun.entry(policy.application.clone()).or_default();
         begun.retain(|at| *at > now.saturating_sub(HOUR_US));
@@ -269,7 +320,18 @@ impl Daemon {
             )
         });
         begun.push(now);
-        self.begin(&mut desk, &policy.application, Some(policy), &steps, cause, held)
+        self.begin(desk, &policy.application, Some(policy), &steps, cause, held)
+    }
+
+    /// An incident has ended that an alert came after.
+    fn begin_again(self: &Arc<Self>, desk: &mut Desk, application: &Application, cause: Cause) {
+        let policies = self.policies.now();
+        let Some(policy) = policies.get(application) else {
+            return say(&format!("no policy in force names `{application}` any more: {}", cause.text));
+        };
+        if let Err(failure) = self.begin_for_alert(desk, policy, cause) {
+            say(&format!("the next incident of {application} could not begin: {failure}"));
+        }
     }
 
     /// A person's order.
@@ -391,6 +453,11 @@ pub fn phases(steps: &[Step]) -> Vec<Phase> {
         phases.push(Phase::Confirm);
     }
     phases
+}
+
+/// Whether nothing of before can give rise to alerts any more.
+fn is_fenced_and_clean(now: &incident::Incident) -> bool {
+    [Phase::Fence, Phase::Restart].iter().all(|phase| !now.phases.contains(phase) || now.is_done(*phase))
 }
 
 fn recent(found: &incident::Incident) -> Recent {

@@ -333,6 +333,9 @@ fn close(daemon: &Daemon, open: &Open) -> Result<(), Failure> {
     open.settle_alerts()?;
     let now = open.incident();
     let outcome = match now.issued.last() {
+        _ if now.again.is_some() => {
+            format!("{} was attacked again: another incident begins", now.application)
+        }
         Some((_, generation, _)) => format!("{} works again, under generation {generation}", now.application),
         None => format!("{0} is fenced; to let it work again: contract reissue {0}", now.application),
     };

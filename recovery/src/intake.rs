@@ -14,7 +14,7 @@ use strongroom_contracts::Application;
 use strongroom_policy::{Policy, Trigger};
 use strongroom_protocol::admin::AlertKind;
 
-use crate::daemon::{Daemon, guest_of};
+use crate::daemon::{Daemon, Recent, Taken, guest_of};
 use crate::journal::now_us;
 use crate::policies::InForce;
 
@@ -114,29 +114,6 @@ impl Intake {
             Kind::Gateway(AlertKind::UndoSpace) => recovery.on(Trigger::UndoSpace),
             Kind::Ids(severity) => recovery.on_ids(severity),
         });
-        let open = daemon.open_incident(&policy.application);
-        if !wanted && open.is_none() {
-            daemon.noise.say("alerts that no policy acts on", || {
-                format!("{}: {}: {}", policy.application, heard.source, heard.text)
-            });
-            return;
-        }
-        // What happened before the last fence was dealt with by it.
-        if let (None, Some(recent)) = (&open, daemon.recent(&policy.application)) {
-            let dealt_with = match heard.kind {
-                Kind::Gateway(_) => heard.at_us.unwrap_or(0) <= recent.fenced_gateway_us,
-                Kind::Ids(_) => at_us <= recent.clean_us,
-            };
-            if dealt_with {
-                daemon.noise.say("late alerts", || {
-                    format!(
-                        "{}: dealt with by incident {}: {}",
-                        policy.application, recent.number, heard.text
-                    )
-                });
-                return;
-            }
-        }
         let mut text = heard.text.clone();
         let end = (0..=MAX_TEXT.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
         text.truncate(end);
@@ -153,10 +130,21 @@ impl Intake {
             text,
             count: heard.count.max(1),
         };
-        if let Err(failure) = daemon.alert(policy, cause) {
-            daemon
+        // What happened before the last fence was dealt with by it.
+        let dealt_with = |recent: &Recent| match heard.kind {
+            Kind::Gateway(_) => heard.at_us.unwrap_or(0) <= recent.fenced_gateway_us,
+            Kind::Ids(_) => at_us <= recent.clean_us,
+        };
+        let about = || format!("{}: {}: {}", policy.application, heard.source, heard.text);
+        match daemon.alert(policy, cause, wanted, dealt_with) {
+            Ok(Taken::Incident) => {}
+            Ok(Taken::Unwanted) => daemon.noise.say("alerts that no policy acts on", about),
+            Ok(Taken::Late { incident }) => daemon.noise.say("late alerts", || {
+                format!("{}: dealt with by incident {incident}: {}", policy.application, heard.text)
+            }),
+            Err(failure) => daemon
                 .noise
-                .say("incidents that could not begin", || format!("{}: {failure}", policy.application));
+                .say("incidents that could not begin", || format!("{}: {failure}", policy.application)),
         }
     }
 

@@ -52,8 +52,12 @@ struct House {
 
 impl House {
     fn new(purpose: &str, more: &str) -> House {
+        House::with_policy(purpose, MAIL, more)
+    }
+
+    fn with_policy(purpose: &str, mail: &str, more: &str) -> House {
         let policy = tempfile::tempdir().unwrap();
-        fs::write(policy.path().join("mail.toml"), MAIL).unwrap();
+        fs::write(policy.path().join("mail.toml"), mail).unwrap();
         fs::write(policy.path().join("editor.toml"), EDITOR).unwrap();
         let lab = Lab::up(&Options {
             policy: Some(policy.path().to_owned()),
@@ -129,6 +133,12 @@ impl House {
         self.lab.app("mail", ["sh", "-c", &script]).run().unwrap();
     }
 
+    /// So often that the gateway raises an alert.
+    fn asks_for_what_it_may_not(&self) {
+        let script = "for n in $(seq 400); do rm -f Photos/2026/README.txt; done; true";
+        self.lab.app("mail", ["sh", "-c", script]).output().unwrap();
+    }
+
     fn contracts_of(&self, generation: u64) -> usize {
         let (_, json, _) = self.base(&["list", "mail", "--all", "--offline"]);
         let list = json["contracts"].as_array().unwrap();
@@ -179,11 +189,7 @@ fn an_attacked_guest_comes_back_clean_by_itself() {
         .unwrap();
     let mail = house.lab.data().join("users/alice/Mail");
     assert!(mail.join("inbox/cur/1.eml.locked").exists() && !mail.join("drafts").exists());
-    house
-        .lab
-        .app("mail", ["sh", "-c", "for n in $(seq 400); do rm -f Photos/2026/README.txt; done; true"])
-        .output()
-        .unwrap();
+    house.asks_for_what_it_may_not();
     wait_until("an incident has begun", || !house.incidents().is_empty());
     let incident = house.closed(1);
     assert_eq!(incident["cause"]["kind"], "violation", "{incident:#}");
@@ -418,6 +424,31 @@ fn killed_at_random(purpose: &str, rounds: u64, victims: &[Victim]) {
 #[test]
 fn killed_a_few_times_at_random_it_ends_right() {
     killed_at_random("recoverfew", 5, &[Victim::Gateway, Victim::Daemon, Victim::Both]);
+}
+
+#[test]
+fn an_attack_that_comes_before_an_incident_is_over_begins_the_next() {
+    let policy = MAIL.replace("\"reissue\"]", "\"reissue\", \"confirm\"]");
+    let house = House::with_policy("recoveragain", &policy, "");
+    house.lab.start_recovery(&[]).unwrap();
+    let waits_for_a_person = |number: u64| {
+        wait_until("the application is at work, and a person is waited for", || {
+            let (_, json, _) = house.base(&["incidents", &number.to_string()]);
+            json["steps"].to_string().contains("waits for a person")
+        });
+        house.works(&format!("after {number}"));
+    };
+    house.asks_for_what_it_may_not();
+    waits_for_a_person(1);
+    house.asks_for_what_it_may_not();
+    let first = house.closed(1);
+    assert_eq!(first["again"]["kind"], "violation", "{first:#}");
+    waits_for_a_person(2);
+    let (code, _, said) = house.base(&["recover", "mail", "--confirm"]);
+    assert_eq!(code, 0, "{said}");
+    let second = house.closed(2);
+    assert_eq!((&second["again"], house.incidents().len()), (&Value::Null, 2), "{second:#}");
+    assert_eq!(house.generation(), 3);
 }
 
 /// Rounds of the long kills at random; `ROUNDS` says another number, `SEED` other moments.

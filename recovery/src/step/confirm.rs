@@ -1,4 +1,5 @@
-//! Confirm: the application is seen at work under its new contract; then, if the policy asks for it, a person confirms.
+//! Confirm: the application is seen at work under its new contract; then, if the policy asks for it, a person confirms. An attack that
+//! comes meanwhile ends the wait, as it is the next incident's.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,7 +22,7 @@ pub(super) fn take(daemon: &Arc<Daemon>, open: &Arc<Open>) -> StepResult {
     let now = open.incident();
     let mut found = Map::new();
     if now.phases.contains(&Phase::Reissue) {
-        found = seen_at_work(daemon, &now)?;
+        found = seen_at_work(daemon, open, &now)?;
     }
     if now.ask && now.confirmed.is_none() {
         let text = format!("waits for a person: contract recover {} --confirm", now.application);
@@ -29,19 +30,22 @@ pub(super) fn take(daemon: &Arc<Daemon>, open: &Arc<Open>) -> StepResult {
         // There is no end to a person's time.
         let confirmed = loop {
             let until = Instant::now() + Duration::from_secs(3600);
-            if let Some(by) = open.wait(daemon, until, |now| now.confirmed.clone()) {
+            let over = |now: &Incident| {
+                (now.confirmed.is_some() || now.again.is_some()).then(|| now.confirmed.clone())
+            };
+            if let Some(by) = open.wait(daemon, until, over) {
                 break by;
             }
             if daemon.is_stopping() {
                 return Err(StepError::stopping());
             }
         };
-        found.insert("confirmed_by".to_owned(), confirmed.into());
+        found.extend(confirmed.map(|by| ("confirmed_by".to_owned(), by.into())));
     }
     Ok(found)
 }
 
-fn seen_at_work(daemon: &Daemon, now: &Incident) -> StepResult {
+fn seen_at_work(daemon: &Daemon, open: &Open, now: &Incident) -> StepResult {
     let below = now.fact(Phase::Fence, "below").and_then(Value::as_u64).unwrap_or(1);
     let begun = Instant::now();
     let mut client = daemon.connect()?;
@@ -58,6 +62,10 @@ fn seen_at_work(daemon: &Daemon, now: &Incident) -> StepResult {
                 ("contract", session.contract.to_string().into()),
                 ("generation", session.generation.into()),
             ]));
+        }
+        // It was at work, and may have been fenced since.
+        if open.incident().again.is_some() {
+            return Ok(Map::new());
         }
         if begun.elapsed() > daemon.config.limits.confirm_within.0 {
             let failure =

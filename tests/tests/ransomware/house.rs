@@ -72,6 +72,18 @@ impl House {
         json["incidents"].as_array().map_or(0, |all| all.len() as u64)
     }
 
+    /// What the last incidents are about, and what the gateway and the daemon say.
+    pub fn causes(&self) -> String {
+        let base = "cd /etc/strongroom/base/recovery/incidents && for n in $(ls | tail -n 3); do echo \"$n\"; tail -n 40 \"$n\"/*.jsonl; done";
+        let said = |output: anyhow::Result<String>| output.unwrap_or_else(|error| format!("{error:#}"));
+        let incidents = said(self.lab.base(["sh", "-c", base]).run());
+        let gateway =
+            said(self.lab.storage(["sh", "-c", "tail -n 60 /var/lib/strongroom/audit.jsonl"]).run());
+        let log = fs::read_to_string(self.lab.log("base").join("recovery.log")).unwrap_or_default();
+        let late: Vec<&str> = log.lines().rev().take(30).collect();
+        format!("{incidents}\n{gateway}\n{}", late.join("\n"))
+    }
+
     /// Waits until incident `number` is closed and the guest works again.
     pub fn recovers(&self, number: u64) {
         let mut incident = Value::Null;
