@@ -70,6 +70,12 @@ impl Names {
         self.map.get_mut(name).map(|link| link.told = true).is_some()
     }
 
+    /// Notes that the kernel has this name from another one that stood for the same; returns whether it is known what that is.
+    pub(super) fn moved_to(&mut self, name: &Name) -> bool {
+        let link = self.map.get_mut(name).filter(|link| matches!(link.to, To::Node(_)));
+        link.map(|link| link.told = true).is_some()
+    }
+
     /// Nothing is known of this name any more, and the kernel is going to forget it; returns whether it may have it.
     pub(super) fn unknow(&mut self, name: &Name, now: u64) -> bool {
         let told = self.map.get(name).is_some_and(|link| link.told);

@@ -558,6 +558,13 @@ impl Table {
         }
     }
 
+    /// This guest has renamed something to a name, and the kernel takes along what it was told of the former one: for as long as it was told that, it
+    /// believes the new name. Returns whether that is what the name stands for, and whoever changes it is going to be heard of.
+    pub fn moved_to(&mut self, dir: Node, name: &Name) -> bool {
+        let held = self.nodes.get_mut(&dir).filter(|held| held.leased());
+        held.and_then(|held| held.names.as_mut()).is_some_and(|names| names.moved_to(name))
+    }
+
     /// The node that a name stood for during the whole of a change, if that is certain.
     pub fn stood_for(&self, change: &OwnChange, dir: Node, name: &Name) -> Option<Node> {
         let held = self.nodes.get(&dir).filter(|held| held.leased() && change.life == self.life)?;
