@@ -74,7 +74,7 @@ impl House {
 
     /// What the last incidents are about, and what the gateway and the daemon say.
     pub fn causes(&self) -> String {
-        let base = "cd /etc/strongroom/base/recovery/incidents && for n in $(ls | tail -n 3); do echo \"$n\"; tail -n 40 \"$n\"/*.jsonl; done";
+        let base = "cd \"$STRONGROOM_DIR\"/recovery/incidents && for n in $(ls | tail -n 3); do echo \"$n\"; tail -n 40 \"$n\"/*.jsonl; done";
         let said = |output: anyhow::Result<String>| output.unwrap_or_else(|error| format!("{error:#}"));
         let incidents = said(self.lab.base(["sh", "-c", base]).run());
         let gateway =
