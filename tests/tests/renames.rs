@@ -72,8 +72,11 @@ fn renamed_and_exchanged_at_the_same_time_a_name_stands_for_the_same_everywhere(
         for (guest, line) in guests.iter_mut().zip(&lines) {
             guest.tell(line);
         }
+        // Nobody looks before both have ended.
         for guest in &mut guests {
             guest.hear();
+        }
+        for guest in &mut guests {
             guest.tell(&look);
         }
         let [one, two] = guests.each_mut().map(Guest::hear);
