@@ -272,6 +272,9 @@ impl Daemon {
     /// An alert about an application: is kept with the incident under way, or begins one if the policy wants that and the last one has not
     /// dealt with it. What comes after the fence of the one under way begins the next. All of it is decided at one moment, as
     /// the incident under way may be about to end.
+    ///
+    /// # Errors
+    /// If it cannot be put on record.
     pub fn alert(
         self: &Arc<Self>,
         policy: &Policy,
@@ -306,7 +309,7 @@ impl Daemon {
         desk: &mut Desk,
         policy: &Policy,
         cause: Cause,
-    ) -> Result<Told, Failure> {
+    ) -> Result<(), Failure> {
         let steps: Vec<Step> = policy.recovery.iter().flat_map(|r| &r.steps).map(|step| step.value).collect();
         let now = now_us();
         let begun = desk.begun.entry(policy.application.clone()).or_default();
@@ -320,14 +323,14 @@ impl Daemon {
             )
         });
         begun.push(now);
-        self.begin(desk, &policy.application, Some(policy), &steps, cause, held)
+        self.begin(desk, &policy.application, Some(policy), &steps, cause, held).map(drop)
     }
 
     /// An incident has ended that an alert came after.
     fn begin_again(self: &Arc<Self>, desk: &mut Desk, application: &Application, cause: Cause) {
         let policies = self.policies.now();
-        let Some(policy) = policies.get(application) else {
-            return say(&format!("no policy in force names `{application}` any more: {}", cause.text));
+        let Some(policy) = policies.get(application).filter(|policy| policy.recovery.is_some()) else {
+            return say(&format!("no policy in force recovers `{application}` any more: {}", cause.text));
         };
         if let Err(failure) = self.begin_for_alert(desk, policy, cause) {
             say(&format!("the next incident of {application} could not begin: {failure}"));

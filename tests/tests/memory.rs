@@ -37,7 +37,7 @@ for directory in range(100):
         open(f"tree-{directory}/file-{number}", "w").close()
 "#;
 
-/// MiB that the client in the guest `one` and the gateway have used at most, and use now (proc_pid_status(5)).
+/// MiB of the client in the guest `one` and of the gateway, by a line of proc_pid_status(5): `VmHWM`, the most so far, or `VmRSS`, now.
 fn memory(lab: &Lab, line: &str) -> [f64; 2] {
     let of = |program: &str| {
         format!("sed -n 's/^{line}:[^0-9]*\\([0-9]*\\) kB/\\1/p' /proc/$(pgrep -o -f '{program}')/status")

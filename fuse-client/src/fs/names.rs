@@ -357,11 +357,11 @@ impl Fs {
             };
             table.changed_name(heard.as_ref(), parent, &name, here);
             table.changed_name(heard.as_ref(), new_parent, &new_name, there);
-            let mut known = table.moved_to(new_parent, &new_name);
-            known &= !exchange || table.moved_to(parent, &name);
-            drop(table);
             // The kernel moves what it has of the names when it has this answer, with the time for which it may keep it, and waits for nothing else.
-            if let (true, false, Some(kernel)) = (result.is_ok(), known, fs.state.leases.kernel()) {
+            let sound = result.is_err()
+                || (table.moved_to(new_parent, &new_name) && (!exchange || table.moved_to(parent, &name)));
+            drop(table);
+            if !sound && let Some(kernel) = fs.state.leases.kernel() {
                 kernel.forget_entries();
             }
             result.map(|_| fs.state.nodes.lock().renamed((parent, name), (new_parent, new_name), exchange))

@@ -67,33 +67,35 @@ impl ByName {
         self.nodes.find(hash, |node| is_at(known, *node, parent, name)).copied()
     }
 
-    /// Adds a node, which is known by this name already.
-    fn insert(&mut self, known: &HashMap<Node, Known>, (parent, name): &(Node, Name), node: Node) {
-        let hash = self.state.hash_one((parent, name));
-        // Whatever had the name has it in `known` as well.
+    /// Adds a node under the name by which it is known, if it has one, in the place of whatever had that.
+    fn insert(&mut self, known: &HashMap<Node, Known>, node: Node) {
+        let Some((parent, name)) = place_of(known, node) else { return };
+        let state = &self.state;
+        let hash = state.hash_one((parent, name));
         match self.nodes.find_mut(hash, |other| is_at(known, *other, *parent, name)) {
             Some(other) => *other = node,
             None => {
-                let state = &self.state;
-                let place = |node: &Node| known.get(node).and_then(|known| known.place.as_ref());
-                let rehash =
-                    |node: &Node| place(node).map_or(0, |(parent, name)| state.hash_one((parent, name)));
+                // Of those in here all have a name.
+                let rehash = |node: &Node| place_of(known, *node).map_or(0, |place| state.hash_one(place));
                 self.nodes.insert_unique(hash, node, rehash);
             }
         }
     }
 
-    fn remove(&mut self, (parent, name): &(Node, Name), node: Node) {
-        let hash = self.state.hash_one((parent, name));
+    fn remove(&mut self, place: &(Node, Name), node: Node) {
+        let hash = self.state.hash_one(place);
         if let Ok(entry) = self.nodes.find_entry(hash, |other| *other == node) {
             entry.remove();
         }
     }
 }
 
+fn place_of(known: &HashMap<Node, Known>, node: Node) -> Option<&(Node, Name)> {
+    known.get(&node)?.place.as_ref()
+}
+
 fn is_at(known: &HashMap<Node, Known>, node: Node, parent: Node, name: &Name) -> bool {
-    let place = known.get(&node).and_then(|known| known.place.as_ref());
-    place.is_some_and(|(dir, as_name)| *dir == parent && as_name == name)
+    place_of(known, node).is_some_and(|(dir, as_name)| *dir == parent && as_name == name)
 }
 
 /// The nodes that the kernel knows.
@@ -294,9 +296,9 @@ impl Nodes {
     fn place(&mut self, node: Node, place: (Node, Name)) {
         self.unname(node);
         if let Some(known) = self.known.get_mut(&node) {
-            let place = known.place.insert(place).clone();
-            self.by_name.insert(&self.known, &place, node);
+            known.place = Some(place);
         }
+        self.by_name.insert(&self.known, node);
     }
 
     /// The path of a node below the root of its grant; `None` if no name of it is known.

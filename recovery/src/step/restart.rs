@@ -9,7 +9,7 @@ use strongroom_base::incident::{Entry, Incident, Phase};
 use strongroom_base::secret::Enrolment;
 
 use crate::daemon::Daemon;
-use crate::guest::{Action, Job, perform};
+use crate::guest::{Action, Driver, Job, perform};
 use crate::incident::{Open, StepError, StepResult};
 use crate::journal::{facts, make_dir, now_us};
 
@@ -33,16 +33,7 @@ pub(super) fn take(daemon: &Arc<Daemon>, open: &Arc<Open>) -> StepResult {
             .hint("nothing was done to the guest; install it and go on");
         return Err(StepError::for_a_person(failure));
     }
-    let secret = secret(daemon, open, &now)?;
-    if let (Some(_), Some(key)) = (&secret, guest.driver().lacks_for_secret()) {
-        let path = daemon.base.recovery_config_path();
-        let failure = Failure::bad(format!(
-            "`{}`: [guest.{name}] has no {key}, so that the secret with which it is to enrol would not reach it",
-            path.display()
-        ))
-        .hint("nothing was done to the guest; add it, restart strongroom-recovery, and go on");
-        return Err(StepError::for_a_person(failure));
-    }
+    let secret = secret(daemon, open, &now, (&name, guest.driver()))?;
     let evidence = now.dir.join("evidence");
     let job = Job {
         guest: &name,
@@ -106,11 +97,25 @@ impl Drop for Handed {
 }
 
 /// Makes a new secret and puts on record what proves it, if the guest is to enrol.
-fn secret(daemon: &Daemon, open: &Open, now: &Incident) -> Result<Option<Handed>, Failure> {
+fn secret(
+    daemon: &Daemon,
+    open: &Open,
+    now: &Incident,
+    (guest, driver): (&str, &dyn Driver),
+) -> Result<Option<Handed>, StepError> {
     let wanted = now.phases.contains(&Phase::Reissue);
     let (Some(key), Some(enrol), true) = (&daemon.enrol_key, &daemon.config.enrol, wanted) else {
         return Ok(None);
     };
+    if let Some(key) = driver.lacks_for_secret() {
+        let path = daemon.base.recovery_config_path();
+        let failure = Failure::bad(format!(
+            "`{}`: [guest.{guest}] has no {key}, so that the secret with which it is to enrol would not reach it",
+            path.display()
+        ))
+        .hint("nothing was done to the guest; add it, restart strongroom-recovery, and go on");
+        return Err(StepError::for_a_person(failure));
+    }
     let dir = secrets_dir(daemon);
     make_dir(&dir).map_err(|error| Failure::other(format!("cannot make `{}`: {error}", dir.display())))?;
     let enrolment = Enrolment::new(now.number, now.application.clone(), key.public())?;

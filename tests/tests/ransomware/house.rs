@@ -67,9 +67,15 @@ impl House {
     }
 
     pub fn incidents(&self) -> u64 {
+        self.attacked().len() as u64
+    }
+
+    /// The contracts whose alerts began incidents.
+    pub fn attacked(&self) -> Vec<String> {
         let said = self.lab.base(["contract", "--json", "incidents"]).output().unwrap().stdout;
         let json: Value = serde_json::from_slice(&said).unwrap_or_default();
-        json["incidents"].as_array().map_or(0, |all| all.len() as u64)
+        let all = json["incidents"].as_array().into_iter().flatten();
+        all.map(|one| one["cause"]["whose"][1].as_str().unwrap_or_default().to_owned()).collect()
     }
 
     /// What the last incidents are about, and what the gateway and the daemon say.

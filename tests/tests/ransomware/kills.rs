@@ -57,6 +57,12 @@ fn kills(purpose: &str, rounds: u64, mut seed: u64) {
         wait_until("all is as it was", || house.sums() == sums);
         house.recovers(house.incidents());
         assert_eq!(house.sums(), sums, "round {round}, {style}: {}", house.causes());
+        // But never two about one contract: the first has fenced it.
+        let mut attacked = house.attacked();
+        let all = attacked.len();
+        attacked.sort();
+        attacked.dedup();
+        assert!(attacked.len() == all && attacked.iter().all(|one| !one.is_empty()), "{}", house.causes());
     }
     eprintln!("{rounds} kills, {judged} of them after the verdict");
 }
