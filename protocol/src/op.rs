@@ -76,10 +76,10 @@ pub enum Op {
     Link { node: Node, parent: Node, name: Name },
     /// Remove a name of anything but a directory. Reply: `Done`.
     Unlink { parent: Node, name: Name },
-    /// Remove an empty directory. Reply: `Done`.
-    Rmdir { parent: Node, name: Name },
-    /// Rename (renameat2(2)). Reply: `Done`.
-    Rename { parent: Node, name: Name, new_parent: Node, new_name: Name, mode: RenameMode },
+    /// Remove an empty directory, if it is the one that is meant. Reply: `Done`.
+    Rmdir { parent: Node, name: Name, directory: Meant },
+    /// Rename (renameat2(2)); a directory is replaced by another one if it is the one that is meant. Reply: `Done`.
+    Rename { parent: Node, name: Name, new_parent: Node, new_name: Name, mode: RenameMode, directory: Meant },
     /// fallocate(2); `mode` as there. Reply: `Done`.
     Fallocate { handle: Handle, mode: u32, offset: u64, length: u64 },
     /// The next data or hole (lseek(2) SEEK_DATA, SEEK_HOLE). Reply: `Offset`.
@@ -128,6 +128,29 @@ pub enum Op {
     /// session holds a lease; what is no regular file, is longer than `longest` bytes or does not fit in `max_bytes` is left
     /// out. Nobody else is asked to let go of anything for it.
     ReadFiles { grant: u16, longest: u32, max_bytes: u32 },
+}
+
+/// The directory that is meant by a name that it is to lose. While the request is on its way somebody may give the name to another
+/// one, which is then left alone: the answer is `Stale`. A kernel takes the directory that it knew by the name for removed for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Meant {
+    /// Whichever has the name.
+    Whichever,
+    /// None is known.
+    Nothing,
+    /// The one with this inode number.
+    Inode(u64),
+}
+
+impl Meant {
+    /// Whether it is the directory with this inode number.
+    pub fn is(self, ino: u64) -> bool {
+        match self {
+            Meant::Whichever => true,
+            Meant::Nothing => false,
+            Meant::Inode(meant) => meant == ino,
+        }
+    }
 }
 
 /// What becomes of an existing target of a rename.

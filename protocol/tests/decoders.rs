@@ -14,13 +14,17 @@ use strongroom_protocol::codec::{decode_header, decode_list, encode_header};
 use strongroom_protocol::frame::{Lengths, MAX_DATA, MAX_HEADER};
 use strongroom_protocol::hello::{Answer, GrantInfo, Hello};
 use strongroom_protocol::name::Name;
-use strongroom_protocol::op::{Op, RenameMode, Request, Slot};
+use strongroom_protocol::op::{Meant, Op, RenameMode, Request, Slot};
 use strongroom_protocol::readdir::entries;
 use strongroom_protocol::reply::{Failure, FromGateway, Outcome};
 
 fn name() -> impl Strategy<Value = Name> {
     vec(any::<u8>().prop_filter("no slash, no NUL", |byte| !matches!(byte, 0 | b'/')), 1..=255)
         .prop_filter_map("no dots", |bytes| Name::new(&bytes).ok())
+}
+
+fn meant() -> impl Strategy<Value = Meant> {
+    prop_oneof![Just(Meant::Whichever), Just(Meant::Nothing), any::<u64>().prop_map(Meant::Inode)]
 }
 
 fn node() -> impl Strategy<Value = Node> {
@@ -60,13 +64,12 @@ fn op() -> impl Strategy<Value = Op> {
             offset,
             length
         }),
-        (node(), name(), node(), name()).prop_map(|(parent, name, new_parent, new_name)| Op::Rename {
-            parent,
-            name,
-            new_parent,
-            new_name,
-            mode: RenameMode::Exchange
-        }),
+        (node(), name(), meant()).prop_map(|(parent, name, directory)| Op::Rmdir { parent, name, directory }),
+        (node(), name(), node(), name(), meant()).prop_map(
+            |(parent, name, new_parent, new_name, directory)| {
+                Op::Rename { parent, name, new_parent, new_name, mode: RenameMode::Exchange, directory }
+            }
+        ),
         (any::<u64>(), any::<u64>(), any::<u64>(), any::<bool>()).prop_map(|(handle, start, end, wait)| {
             let lock = Lock { owner: 3, pid: 4, start, end, kind: LockKind::Exclusive };
             Op::SetLock { handle: Handle(handle), lock, wait, reclaim: false }

@@ -28,7 +28,7 @@ use strongroom_protocol::attr::{Credentials, Node, OpenFlags, SetAttr, SetTime, 
 use strongroom_protocol::codec;
 use strongroom_protocol::lease::{Lease, LeaseTerms, Note, Recalled};
 use strongroom_protocol::name::Name;
-use strongroom_protocol::op::{Op, RenameMode};
+use strongroom_protocol::op::{Meant, Op, RenameMode};
 use strongroom_protocol::readdir::entries;
 use strongroom_protocol::reply::{Event, Failure, Outcome};
 
@@ -339,7 +339,14 @@ impl Sim {
                 let table = &self.clients[which].table;
                 let known = [Some(dir), Some(to), table.named(dir, &name_), table.named(to, &new_name)];
                 let mode = if self.dice.one_in(3) { RenameMode::Exchange } else { RenameMode::Replace };
-                let op = Op::Rename { parent: dir, name: name_, new_parent: to, new_name, mode };
+                let op = Op::Rename {
+                    parent: dir,
+                    name: name_,
+                    new_parent: to,
+                    new_name,
+                    mode,
+                    directory: Meant::Whichever,
+                };
                 (op, known.into_iter().flatten().collect())
             }
             11 => {
@@ -608,7 +615,7 @@ impl Sim {
                 let gone = (outcome == Outcome::Done).then_some(None);
                 table.changed_name(Some(&heard), *parent, name, gone);
             }
-            (Op::Rename { parent, name, new_parent, new_name, mode }, _) => {
+            (Op::Rename { parent, name, new_parent, new_name, mode, .. }, _) => {
                 let ((now_asked, sole), change) = ended.as_ref().unwrap();
                 let heard = Heard { asked: *now_asked, ..heard };
                 if let Some(after) = &note.after

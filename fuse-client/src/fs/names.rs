@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use fuser::{Errno, RenameFlags};
 use strongroom_protocol::attr::Node;
 use strongroom_protocol::name::{MAX_PATH, Name};
-use strongroom_protocol::op::{Op, RenameMode};
+use strongroom_protocol::op::{Meant, Op, RenameMode};
 use strongroom_protocol::reply::Outcome;
 
 use super::{Caller, Fs, PERMISSIONS, Told};
@@ -180,7 +180,7 @@ impl Fs {
         name: &[u8],
         done: impl FnOnce(Result<(), Errno>) + Send + 'static,
     ) {
-        self.remove(caller, (parent, name), |parent, name| Op::Unlink { parent, name }, done);
+        self.remove(caller, (parent, name), |parent, name| Ok(Op::Unlink { parent, name }), done);
     }
 
     /// Removes an empty directory.
@@ -191,27 +191,39 @@ impl Fs {
         name: &[u8],
         done: impl FnOnce(Result<(), Errno>) + Send + 'static,
     ) {
-        self.remove(caller, (parent, name), |parent, name| Op::Rmdir { parent, name }, done);
+        let op = |parent, name| match self.meant(parent, &name) {
+            Meant::Nothing => Err(Errno::ESTALE),
+            directory => Ok(Op::Rmdir { parent, name, directory }),
+        };
+        self.remove(caller, (parent, name), op, done);
     }
 
     fn remove(
         &self,
         caller: Caller,
         place: (u64, &[u8]),
-        op: impl FnOnce(Node, Name) -> Op,
+        op: impl FnOnce(Node, Name) -> Result<Op, Errno>,
         done: impl FnOnce(Result<(), Errno>) + Send + 'static,
     ) {
-        let (parent, name) = match self.spot(place.0, place.1) {
-            Ok(spot) => spot,
-            Err(errno) => return done(Err(errno)),
-        };
-        let op = op(parent, name.clone());
+        let spot = self.spot(place.0, place.1);
+        let (parent, name, op) =
+            match spot.and_then(|(parent, name)| Ok((parent, name.clone(), op(parent, name)?))) {
+                Ok(all) => all,
+                Err(errno) => return done(Err(errno)),
+            };
         let victim = self.stands_for(parent, &name);
         let nodes: Vec<Node> = [parent].into_iter().chain(victim).collect();
         let (asker, removal) = (self.clone(), self.begin_removal(&nodes, victim.is_none()));
         self.before_removal(parent, victim, move || {
             asker.remove_now(caller, (parent, name), removal, op, done)
         });
+    }
+
+    /// What the kernel means by a name that it is to lose. If that is a directory, it takes the one that it knows for removed, for good
+    /// (`S_DEAD` in `vfs_rmdir` and `vfs_rename`), so it must be told if another one has the name by now: with ESTALE it looks the name up
+    /// and tries again. It knows what it was told last.
+    fn meant(&self, parent: Node, name: &Name) -> Meant {
+        self.state.nodes.lock().named(parent, name).map_or(Meant::Nothing, |node| Meant::Inode(node.ino))
     }
 
     /// The table knows of the change before it is looked what is open: nothing that loses its name is opened without the gateway from
@@ -307,12 +319,18 @@ impl Fs {
         if parent.grant != new_parent.grant {
             return done(Err(Errno::EXDEV));
         }
+        if (parent, &name) == (new_parent, &new_name) {
+            // The kernel has found two nodes by one name, one after the other, or it would not ask.
+            return done(Err(Errno::ESTALE));
+        }
         let (moved, victim) = (self.stands_for(parent, &name), self.stands_for(new_parent, &new_name));
         let absent = self.absent_for_now(new_parent, &new_name) || mode != RenameMode::Replace;
         let nodes: Vec<Node> = [parent, new_parent].into_iter().chain(moved).chain(victim).collect();
+        let (old, new, directory) = (name.clone(), new_name.clone(), self.meant(new_parent, &new_name));
+        let op = Op::Rename { parent, name: old, new_parent, new_name: new, mode, directory };
         let (asker, removal) = (self.clone(), self.begin_removal(&nodes, victim.is_none() && !absent));
         let go =
-            move || asker.rename_now(caller, (parent, name), (new_parent, new_name), (mode, removal), done);
+            move || asker.rename_now(caller, (parent, name), (new_parent, new_name), (op, removal), done);
         if absent { go() } else { self.before_removal(new_parent, victim, go) }
     }
 
@@ -325,12 +343,12 @@ impl Fs {
         caller: Caller,
         (parent, name): (Node, Name),
         (new_parent, new_name): (Node, Name),
-        (mode, removal): (RenameMode, Removal),
+        (op, removal): (Op, Removal),
         done: impl FnOnce(Result<(), Errno>) + Send + 'static,
     ) {
         let fs = self.clone();
-        let op = Op::Rename { parent, name: name.clone(), new_parent, new_name: new_name.clone(), mode };
         let Removal { underway, anything } = removal;
+        let exchange = matches!(op, Op::Rename { mode: RenameMode::Exchange, .. });
         let read = move |result: Result<Answer<'_>, Errno>, change: OwnChange| {
             drop(anything);
             let result = fs.done_with(result);
@@ -342,7 +360,6 @@ impl Fs {
             if moved.is_none() || (replaced.is_none() && !free) {
                 table.distrust();
             }
-            let exchange = mode == RenameMode::Exchange;
             let (here, there) = match (&result, moved) {
                 (Ok(_), Some(node)) => {
                     let here = match replaced {

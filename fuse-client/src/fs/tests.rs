@@ -13,6 +13,7 @@ use strongroom_contracts::Rights;
 use strongroom_protocol::attr::{Lock, LockKind, SetTime, Time};
 use strongroom_protocol::hello::GrantInfo;
 use strongroom_protocol::lease::{Lease, LeaseTerms, Note, What};
+use strongroom_protocol::op::Meant;
 use strongroom_protocol::readdir::{self, DirEntry};
 use strongroom_protocol::reply::Failure;
 
@@ -369,6 +370,36 @@ fn paths_follow_what_is_done() {
     bench.outcome(Outcome::Done);
     wait(|done| bench.fs.unlink(ME, root, b"g", done)).unwrap();
     assert_eq!(bench.state.path(node), Err(Errno::ESTALE));
+}
+
+#[test]
+fn a_directory_that_is_to_lose_its_name_is_the_one_that_the_kernel_was_told_of_last() {
+    let bench = Bench::new();
+    let root = bench.root(0);
+    let rmdir = |name: &'static [u8]| wait(|done| bench.fs.rmdir(ME, root, name, done));
+    let rename = |from: &'static [u8], to: &'static [u8]| {
+        wait(|done| bench.fs.rename(ME, (root, from), (root, to), RenameFlags::empty(), done))
+    };
+    for ino in [5, 6, 5] {
+        bench.outcome(Outcome::Entry(entry_of(0, ino, libc::S_IFDIR | 0o755)));
+        bench.lookup(root, b"d").unwrap();
+        bench.answer([Err(Ended::Failed(Failure::Stale)), Err(Ended::Failed(Failure::Stale))]);
+        assert_eq!((rmdir(b"d"), rename(b"other", b"d")), (Err(Errno::ESTALE), Err(Errno::ESTALE)));
+        let asked: Vec<Op> =
+            bench.carrier.asked.lock().iter().rev().take(2).map(|(op, _)| op.clone()).collect();
+        let meant = Meant::Inode(ino);
+        assert!(
+            matches!(&asked[..], [Op::Rename { directory: one, .. }, Op::Rmdir { directory: other, .. }] if [one, other] == [&meant; 2]),
+            "{asked:?}"
+        );
+    }
+    let before = bench.asked();
+    assert_eq!(rmdir(b"never told"), Err(Errno::ESTALE));
+    assert_eq!(rename(b"d", b"d"), Err(Errno::ESTALE), "two nodes by one name");
+    assert_eq!(bench.asked(), before);
+    bench.outcome(Outcome::Done);
+    rename(b"d", b"free").unwrap();
+    assert!(matches!(bench.last_asked(), Op::Rename { directory: Meant::Nothing, .. }));
 }
 
 #[test]

@@ -67,19 +67,13 @@ impl ByName {
         self.nodes.find(hash, |node| is_at(known, *node, parent, name)).copied()
     }
 
-    /// Adds a node under the name by which it is known, if it has one, in the place of whatever had that.
+    /// Adds a node under the name by which it is known, if it has one, which nothing in here has.
     fn insert(&mut self, known: &HashMap<Node, Known>, node: Node) {
-        let Some((parent, name)) = place_of(known, node) else { return };
+        let Some(place) = place_of(known, node) else { return };
         let state = &self.state;
-        let hash = state.hash_one((parent, name));
-        match self.nodes.find_mut(hash, |other| is_at(known, *other, *parent, name)) {
-            Some(other) => *other = node,
-            None => {
-                // Of those in here all have a name.
-                let rehash = |node: &Node| place_of(known, *node).map_or(0, |place| state.hash_one(place));
-                self.nodes.insert_unique(hash, node, rehash);
-            }
-        }
+        // Of those in here all have a name.
+        let rehash = |node: &Node| place_of(known, *node).map_or(0, |place| state.hash_one(place));
+        self.nodes.insert_unique(state.hash_one(place), node, rehash);
     }
 
     fn remove(&mut self, place: &(Node, Name), node: Node) {
@@ -295,6 +289,9 @@ impl Nodes {
     /// A node has this name from now on, and whatever had it does not.
     fn place(&mut self, node: Node, place: (Node, Name)) {
         self.unname(node);
+        if let Some(former) = self.named(place.0, &place.1) {
+            self.unname(former);
+        }
         if let Some(known) = self.known.get_mut(&node) {
             known.place = Some(place);
         }
@@ -476,6 +473,16 @@ mod tests {
         nodes.renamed((node(2), name("f")), (node(1), name("g")), false);
         assert_eq!(path(&nodes, 4).as_deref(), Some("g"));
         assert_eq!(path(&nodes, 3), None, "replaced");
+    }
+
+    #[test]
+    fn a_name_stands_for_what_was_told_last() {
+        let mut nodes = small();
+        nodes.tell_named(node(4), 0, node(2), name("f"));
+        assert_eq!((path(&nodes, 3), nodes.named(node(2), &name("f"))), (None, Some(node(4))));
+        nodes.tell_named(node(3), 0, node(2), name("f"));
+        assert_eq!((path(&nodes, 4), nodes.named(node(2), &name("f"))), (None, Some(node(3))));
+        assert_eq!(nodes.by_name.nodes.len(), 2);
     }
 
     #[test]

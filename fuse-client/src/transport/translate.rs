@@ -130,7 +130,7 @@ mod tests {
     use super::*;
     use strongroom_protocol::attr::SetAttr;
     use strongroom_protocol::name::Name;
-    use strongroom_protocol::op::RenameMode;
+    use strongroom_protocol::op::{Meant, RenameMode};
 
     fn node(ino: u64) -> Node {
         Node { grant: 1, ino }
@@ -145,6 +145,7 @@ mod tests {
             new_parent: node(2),
             new_name: name,
             mode: RenameMode::Replace,
+            directory: Meant::Whichever,
         };
         assert_eq!(nodes(&rename), [node(1), node(2)]);
         let mut setattr = Op::Setattr {

@@ -201,12 +201,12 @@ fn attempt(gate: &Gate<'_>, call: Call<'_>, out: &mut ReplyBuf) -> Checked<Answe
         Op::Unlink { parent, name } => {
             store::unlink::unlink(&gate.entry(op, *parent)?, name.as_bytes())?.into()
         }
-        Op::Rmdir { parent, name } => {
-            store::unlink::rmdir(&gate.entry(op, *parent)?, name.as_bytes())?.into()
+        Op::Rmdir { parent, name, directory } => {
+            store::unlink::rmdir(&gate.entry(op, *parent)?, name.as_bytes(), *directory)?.into()
         }
-        Op::Rename { parent, name, new_parent, new_name, mode } => {
+        Op::Rename { parent, name, new_parent, new_name, mode, directory } => {
             let permit = gate.entries(op, *parent, *new_parent)?;
-            store::rename::rename(&permit, name.as_bytes(), new_name.as_bytes(), *mode)?.into()
+            store::rename::rename(&permit, name.as_bytes(), new_name.as_bytes(), *mode, *directory)?.into()
         }
         Op::Fallocate { handle, mode, offset, length } => {
             store::fallocate::fallocate(&gate.handle(op, *handle)?, *mode, *offset, *length)?.into()
@@ -354,7 +354,7 @@ pub(super) fn describe(session: &EngineSession, op: &Op) -> String {
         | Op::Mknod { parent, name, .. }
         | Op::Symlink { parent, name, .. }
         | Op::Unlink { parent, name }
-        | Op::Rmdir { parent, name } => node(*parent, Some(name)),
+        | Op::Rmdir { parent, name, .. } => node(*parent, Some(name)),
         Op::Rename { parent, name, new_parent, new_name, .. } => {
             format!("{} -> {}", node(*parent, Some(name)), node(*new_parent, Some(new_name)))
         }

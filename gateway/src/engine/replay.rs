@@ -64,7 +64,7 @@ fn note(gate: &Gate<'_>, op: &Op, data: &[u8]) -> Checked<Before> {
         | Op::Mknod { parent, name, .. }
         | Op::Symlink { parent, name, .. }
         | Op::Unlink { parent, name }
-        | Op::Rmdir { parent, name } => in_dir(parent, name.as_bytes()),
+        | Op::Rmdir { parent, name, .. } => in_dir(parent, name.as_bytes()),
         Op::Link { parent, name, .. } => {
             let permit = gate.entry(op, *parent)?;
             let first = at(permit.tree(), permit.dir(), name.as_bytes())?;
@@ -170,12 +170,13 @@ fn took_effect(gate: &Gate<'_>, before: Before, op: &Op, data: &[u8]) -> Checked
             let (node, stat) = permit.tree().lookup(permit.dir(), name.as_bytes())?;
             Ok(Some(Outcome::Entry(permit.tell(&node, &stat)).into()))
         }
-        Op::Unlink { parent, name } | Op::Rmdir { parent, name } => {
+        Op::Unlink { parent, name } | Op::Rmdir { parent, name, .. } => {
             let permit = gate.entry(op, *parent)?;
             let now = at(permit.tree(), permit.dir(), name.as_bytes())?;
-            Ok((before.first != 0 && now != before.first).then(|| Outcome::Done.into()))
+            let meant = !matches!(op, Op::Rmdir { directory, .. } if !directory.is(before.first));
+            Ok((meant && before.first != 0 && now != before.first).then(|| Outcome::Done.into()))
         }
-        Op::Rename { parent, name, new_parent, new_name, mode } => {
+        Op::Rename { parent, name, new_parent, new_name, mode, .. } => {
             let permit = gate.entries(op, *parent, *new_parent)?;
             let from = at(permit.tree(), permit.from(), name.as_bytes())?;
             let to = at(permit.tree(), permit.to(), new_name.as_bytes())?;

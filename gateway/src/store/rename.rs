@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rustix::fs::{FileType, RenameFlags, renameat_with};
 use rustix::io::Errno;
-use strongroom_protocol::op::RenameMode;
+use strongroom_protocol::op::{Meant, RenameMode};
 use strongroom_protocol::reply::Outcome;
 
 use super::unlink::Vanishing;
@@ -18,15 +18,17 @@ use crate::tree::{Node, Stat};
 /// How often a directory that is being changed is tried.
 const ATTEMPTS: usize = 1024;
 
-/// Also tells whether others must have noticed before it is answered.
+/// Also tells whether others must have noticed before it is answered. `directory`: the one that may be replaced; another one is left
+/// alone (`STALE`).
 pub(crate) fn rename(
     permit: &Permit<'_, InDirs>,
     name: &[u8],
     new_name: &[u8],
     mode: RenameMode,
+    directory: Meant,
 ) -> Checked<(Outcome, bool)> {
     for _ in 0..ATTEMPTS {
-        match rename_in(permit, (permit.from(), name), (permit.to(), new_name), mode) {
+        match rename_in(permit, (permit.from(), name), (permit.to(), new_name), mode, directory) {
             Err(Refusal::WouldBlock) => std::thread::yield_now(),
             other => return other,
         }
@@ -40,6 +42,7 @@ pub(crate) fn rename_in(
     (from, name): (&Arc<Node>, &[u8]),
     (to, new_name): (&Arc<Node>, &[u8]),
     mode: RenameMode,
+    directory: Meant,
 ) -> Checked<(Outcome, bool)> {
     let tree = reach.tree();
     let (from_fd, to_fd) = (tree.fd_of(from)?, tree.fd_of(to)?);
@@ -106,6 +109,13 @@ pub(crate) fn rename_in(
         drop(change);
         reach.moved_names(from, to);
         return Ok((Outcome::Done, crosses));
+    }
+    if let Some((other, stat)) = &target
+        && other.is_dir()
+        && node.is_dir()
+        && !directory.is(stat.ino())
+    {
+        return Err(Refusal::STALE);
     }
     // A directory that is replaced and kept: nothing may appear in it any more.
     let replaced_dir = target.as_ref().map(|(other, _)| other).filter(|other| other.is_dir() && undo.keeps());

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType};
+use strongroom_protocol::op::Meant;
 use strongroom_protocol::reply::Outcome;
 
 use super::{Reach, watching};
@@ -13,11 +14,12 @@ use crate::quota::MeterSet;
 use crate::tree::{Node, Stat, Tree};
 
 pub(crate) fn unlink(permit: &Permit<'_, InDir>, name: &[u8]) -> Checked<(Outcome, bool)> {
-    remove(permit, permit.dir(), name, AtFlags::empty())
+    remove(permit, permit.dir(), name, AtFlags::empty(), Meant::Whichever)
 }
 
-pub(crate) fn rmdir(permit: &Permit<'_, InDir>, name: &[u8]) -> Checked<(Outcome, bool)> {
-    remove(permit, permit.dir(), name, AtFlags::REMOVEDIR)
+/// `directory`: the one that is meant; another one is left alone (`STALE`).
+pub(crate) fn rmdir(permit: &Permit<'_, InDir>, name: &[u8], directory: Meant) -> Checked<(Outcome, bool)> {
+    remove(permit, permit.dir(), name, AtFlags::REMOVEDIR, directory)
 }
 
 /// Also tells whether others must have noticed before it is answered.
@@ -26,6 +28,7 @@ pub(crate) fn remove(
     dir: &Arc<Node>,
     name: &[u8],
     how: AtFlags,
+    meant: Meant,
 ) -> Checked<(Outcome, bool)> {
     let tree = reach.tree();
     let parent = tree.fd_of(dir)?;
@@ -43,7 +46,7 @@ pub(crate) fn remove(
     let size = vanishing.node.size.lock();
     let stat = tree.stat_at(&parent, name)?;
     vanishing.links = tree.links(&stat);
-    if kept.as_ref().is_some_and(|kept| kept.id != vanishing.node.id) {
+    if kept.as_ref().is_some_and(|kept| kept.id != vanishing.node.id) || !meant.is(stat.ino()) {
         return Err(Refusal::STALE);
     }
     let open = vanishing.links <= 1 || vanishing.node.is_dir();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, OFlags};
 use rustix::io::Errno;
-use strongroom_protocol::op::RenameMode;
+use strongroom_protocol::op::{Meant, RenameMode};
 
 use super::OWN_NAME;
 use super::carry::Carry;
@@ -94,7 +94,10 @@ impl Carry<'_> {
         let (node, _) = self.tree().lookup(&dir, &at.name)?;
         let how = if node.is_dir() { AtFlags::REMOVEDIR } else { AtFlags::empty() };
         drop(node);
-        match self.authority.again(|| store::unlink::remove(&self.authority, &dir, &at.name, how)) {
+        match self
+            .authority
+            .again(|| store::unlink::remove(&self.authority, &dir, &at.name, how, Meant::Whichever))
+        {
             Ok((_, settle)) => {
                 self.changed(settle);
                 // Undos run one after the other: the newest record of their log is that of the removal.
@@ -284,7 +287,8 @@ impl Carry<'_> {
         for n in 0..100 {
             let mode = RenameMode::NoReplace;
             match self.authority.again(|| {
-                store::rename::rename_in(&self.authority, (&target, &to.name), (&source, &name), mode)
+                let (from, to) = ((&target, &*to.name), (&source, &*name));
+                store::rename::rename_in(&self.authority, from, to, mode, Meant::Whichever)
             }) {
                 Ok((_, settle)) => {
                     self.changed(settle);
@@ -334,6 +338,7 @@ impl Carry<'_> {
                         (&source, &from.name),
                         (&target, &to.name),
                         mode,
+                        Meant::Whichever,
                     )
                 })?;
                 self.changed(settle);

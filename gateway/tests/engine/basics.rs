@@ -7,7 +7,7 @@ use strongroom_contracts::{Ownership, Rights};
 use strongroom_gateway::engine::{EngineOptions, SessionBounds, SpecialFiles};
 use strongroom_protocol::attr::{Credentials, Node, OpenFlags, SetAttr, SetTime, Time};
 use strongroom_protocol::codec;
-use strongroom_protocol::op::{Op, RenameMode};
+use strongroom_protocol::op::{Meant, Op, RenameMode};
 use strongroom_protocol::reply::{Failure, Outcome};
 
 use crate::support::*;
@@ -120,6 +120,33 @@ fn names_come_go_and_move() {
     assert_eq!(guest.getattr(other), errno(libc::ENOENT));
     assert_eq!(world.bytes("a/sub/f"), b"data");
     assert_eq!(guest.session.describe(&Op::Getattr { node: file.node, handle: None }), "/a/sub/f");
+}
+
+#[test]
+fn another_directory_than_the_one_that_is_meant_keeps_its_name() {
+    let (_world, guest, root) = world();
+    let [one, two] = ["one", "two"].map(|name| entry(guest.mkdir(root, name)).node);
+    let (_, file) = created(guest.create(root, "f", BOTH));
+    let stale = Outcome::Failed(Failure::Stale);
+    let rmdir = |text, directory| guest.ask(&Op::Rmdir { parent: root, name: name(text), directory });
+    let rename = |from, to, directory| {
+        let (from, to) = (name(from), name(to));
+        let mode = RenameMode::Replace;
+        guest.ask(&Op::Rename { parent: root, name: from, new_parent: root, new_name: to, mode, directory })
+    };
+    for other in [Meant::Nothing, Meant::Inode(two.ino), Meant::Inode(file.node.ino)] {
+        assert_eq!(rmdir("one", other), stale);
+        assert_eq!(rename("two", "one", other), stale);
+        assert_eq!(guest.names(root, 4096, false), ["f", "one", "two"]);
+    }
+    // The rest is not about directories that are replaced: what it means says the system.
+    assert_eq!(rmdir("f", Meant::Inode(file.node.ino)), errno(libc::ENOTDIR));
+    assert_eq!(rmdir("nothing", Meant::Inode(one.ino)), errno(libc::ENOENT));
+    assert_eq!(rename("f", "one", Meant::Nothing), errno(libc::EISDIR));
+    assert_eq!(rename("one", "three", Meant::Nothing), Outcome::Done);
+    assert_eq!(rename("two", "three", Meant::Inode(one.ino)), Outcome::Done);
+    assert_eq!(rmdir("three", Meant::Inode(two.ino)), Outcome::Done);
+    assert_eq!(guest.names(root, 4096, false), ["f"]);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use strongroom_gateway::engine::{EngineOptions, LeaseOptions, SessionBounds, Tel
 use strongroom_protocol::attr::{Attr, Node, OpenFlags, SetAttr};
 use strongroom_protocol::codec;
 use strongroom_protocol::lease::{Lease, Note, Recalled, What};
-use strongroom_protocol::op::{Op, RenameMode};
+use strongroom_protocol::op::{Meant, Op, RenameMode};
 use strongroom_protocol::readdir::entries;
 use strongroom_protocol::reply::{Event, Failure, Outcome};
 
@@ -258,6 +258,7 @@ fn a_change_waits_for_those_who_keep_what_it_replaces() {
                 new_parent: root,
                 new_name: name("g"),
                 mode: RenameMode::Replace,
+                directory: Meant::Whichever,
             },
             recalled: |root, file| {
                 vec![(root, What::Name(name("f"))), (root, What::Name(name("g"))), (file, ALL)]
@@ -615,6 +616,7 @@ fn what_moves_across_the_border_of_a_grant_is_forgotten_whole() {
         new_parent: root,
         new_name: name("sub"),
         mode: RenameMode::Replace,
+        directory: Meant::Whichever,
     };
     let heard = mover.beside(op);
     let (id, first) = above.recall();

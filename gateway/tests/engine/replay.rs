@@ -3,7 +3,7 @@
 use strongroom_contracts::{Grant, Rights};
 use strongroom_gateway::engine::{Before, ClaimChange, Done, SessionBounds};
 use strongroom_protocol::attr::{Handle, Node, OpenFlags};
-use strongroom_protocol::op::{Op, RenameMode};
+use strongroom_protocol::op::{Meant, Op, RenameMode};
 use strongroom_protocol::reply::Outcome;
 
 use crate::support::*;
@@ -79,13 +79,14 @@ fn on_names() -> Vec<(&'static str, Make)> {
         ("link", |g| Op::Link { node: g.node(0, "f"), parent: root(g), name: name("new") }),
         ("create", |g| Op::Create { parent: root(g), name: name("new"), mode: 0o644, flags: BOTH, by: BY }),
         ("unlink", |g| Op::Unlink { parent: root(g), name: name("g") }),
-        ("rmdir", |g| Op::Rmdir { parent: root(g), name: name("d") }),
+        ("rmdir", |g| Op::Rmdir { parent: root(g), name: name("d"), directory: Meant::Whichever }),
         ("rename", |g| Op::Rename {
             parent: root(g),
             name: name("g"),
             new_parent: g.node(0, "d"),
             new_name: name("moved"),
             mode: RenameMode::NoReplace,
+            directory: Meant::Whichever,
         }),
         ("exchange", |g| Op::Rename {
             parent: root(g),
@@ -93,6 +94,7 @@ fn on_names() -> Vec<(&'static str, Make)> {
             new_parent: root(g),
             new_name: name("d"),
             mode: RenameMode::Exchange,
+            directory: Meant::Whichever,
         }),
     ]
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use strongroom_contracts::{Right, Rights};
 use strongroom_protocol::attr::{Handle, Lock, LockKind, Node, OpenFlags, SetAttr, SetTime, Time};
-use strongroom_protocol::op::{Op, RenameMode};
+use strongroom_protocol::op::{Meant, Op, RenameMode};
 use strongroom_protocol::reply::{Failure, Outcome};
 
 use crate::support::*;
@@ -232,7 +232,11 @@ fn on_names(stage: &mut Stage) {
     let with_read = if stage.has(Right::Create) { Wants::All("create read") } else { Wants::All("create") };
     stage.check(create("new2", BOTH), b"", with_read);
     stage.check(Op::Unlink { parent, name: made("victim") }, b"", Wants::All("delete"));
-    stage.check(Op::Rmdir { parent, name: made("empty") }, b"", Wants::All("delete"));
+    stage.check(
+        Op::Rmdir { parent, name: made("empty"), directory: Meant::Whichever },
+        b"",
+        Wants::All("delete"),
+    );
     // What is there already: opened if that is allowed, and not told of where names are not seen.
     let op = create("file", WRITE);
     stage.covered.insert(kind(&op));
@@ -249,7 +253,7 @@ fn on_names(stage: &mut Stage) {
     assert_eq!(stage.tree(), before);
     for mode in [RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange] {
         let (name, new_name) = (made("file"), made("dir"));
-        let op = Op::Rename { parent, name, new_parent: parent, new_name, mode };
+        let op = Op::Rename { parent, name, new_parent: parent, new_name, mode, directory: Meant::Whichever };
         stage.check(op, b"", Wants::All("create delete"));
     }
 }

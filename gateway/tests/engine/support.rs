@@ -14,7 +14,7 @@ use strongroom_gateway::engine::{
 };
 use strongroom_protocol::attr::{Attr, Credentials, Handle, Node, OpenFlags, SetAttr};
 use strongroom_protocol::name::Name;
-use strongroom_protocol::op::{Op, RenameMode};
+use strongroom_protocol::op::{Meant, Op, RenameMode};
 use strongroom_protocol::readdir::entries;
 use strongroom_protocol::reply::{Entry, Failure, Outcome};
 
@@ -250,7 +250,7 @@ impl Guest {
     }
 
     pub fn rmdir(&self, parent: Node, text: &str) -> Outcome {
-        self.ask(&Op::Rmdir { parent, name: name(text) })
+        self.ask(&Op::Rmdir { parent, name: name(text), directory: Meant::Whichever })
     }
 
     pub fn link(&self, node: Node, parent: Node, text: &str) -> Outcome {
@@ -264,6 +264,7 @@ impl Guest {
             new_parent: to.0,
             new_name: name(to.1),
             mode,
+            directory: Meant::Whichever,
         })
     }
 

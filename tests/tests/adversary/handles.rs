@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt;
 
 use strongroom_contracts::{Rights, SecretKey};
 use strongroom_protocol::attr::{Credentials, Handle, Lock, LockKind, Node, SetAttr};
-use strongroom_protocol::op::{Op, RenameMode};
+use strongroom_protocol::op::{Meant, Op, RenameMode};
 use strongroom_protocol::reply::Failure;
 
 use crate::support::attacker::{Attacker, BOTH, CREDENTIALS, READ, Reply, named};
@@ -77,7 +77,7 @@ fn node_ops(node: Node, own: Node) -> Vec<(Op, &'static [u8])> {
         (Op::Symlink { parent: node, name: name(), by }, b"target"),
         (Op::Link { node, parent: own, name: name() }, b""),
         (Op::Unlink { parent: node, name: named("secret") }, b""),
-        (Op::Rmdir { parent: node, name: named("secret") }, b""),
+        (Op::Rmdir { parent: node, name: named("secret"), directory: Meant::Whichever }, b""),
         (
             Op::Rename {
                 parent: node,
@@ -85,6 +85,7 @@ fn node_ops(node: Node, own: Node) -> Vec<(Op, &'static [u8])> {
                 new_parent: own,
                 new_name: name(),
                 mode: RenameMode::Replace,
+                directory: Meant::Whichever,
             },
             b"",
         ),
@@ -95,6 +96,7 @@ fn node_ops(node: Node, own: Node) -> Vec<(Op, &'static [u8])> {
                 new_parent: node,
                 new_name: name(),
                 mode: RenameMode::Replace,
+                directory: Meant::Whichever,
             },
             b"",
         ),
@@ -105,6 +107,7 @@ fn node_ops(node: Node, own: Node) -> Vec<(Op, &'static [u8])> {
                 new_parent: own,
                 new_name: named("report"),
                 mode: RenameMode::Exchange,
+                directory: Meant::Whichever,
             },
             b"",
         ),
@@ -416,6 +419,7 @@ fn a_file_moved_out_of_the_grant_is_gone_for_it() {
         new_parent: to,
         new_name: named("d"),
         mode: RenameMode::NoReplace,
+        directory: Meant::Whichever,
     };
     wide.call(moved).ok();
     std::fs::write(gateway.data("users/bob/d/new"), SECRET).unwrap();

@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use strongroom_contracts::{Rights, SecretKey};
 use strongroom_protocol::attr::{Node, OpenFlags};
 use strongroom_protocol::name::{MAX_PATH, Name};
-use strongroom_protocol::op::{Op, RenameMode};
+use strongroom_protocol::op::{Meant, Op, RenameMode};
 use strongroom_protocol::reply::Failure;
 
 use crate::forge::rename_in_header;
@@ -36,6 +36,7 @@ fn named_ops(root: Node, file: Node) -> Vec<(Op, &'static [u8])> {
         new_parent: root,
         new_name,
         mode,
+        directory: Meant::Whichever,
     };
     vec![
         (Op::Lookup { parent: root, name: bad() }, b""),
@@ -55,7 +56,7 @@ fn named_ops(root: Node, file: Node) -> Vec<(Op, &'static [u8])> {
         (Op::Symlink { parent: root, name: bad(), by }, b"target"),
         (Op::Link { node: file, parent: root, name: bad() }, b""),
         (Op::Unlink { parent: root, name: bad() }, b""),
-        (Op::Rmdir { parent: root, name: bad() }, b""),
+        (Op::Rmdir { parent: root, name: bad(), directory: Meant::Whichever }, b""),
         (rename(bad(), good.clone(), mode), b""),
         (rename(named("report"), bad(), mode), b""),
         (rename(bad(), named("report"), RenameMode::Exchange), b""),
@@ -258,6 +259,7 @@ fn nothing_crosses_grants() {
                 new_parent: to,
                 new_name: named(new_name),
                 mode,
+                directory: Meant::Whichever,
             };
             assert_eq!(session.call(op).failure(), Failure::CrossGrant);
         }
@@ -274,12 +276,22 @@ fn a_directory_is_not_moved_into_itself_or_above_the_grant() {
     let e =
         session.call(Op::Mkdir { parent: d, name: named("e"), mode: 0o755, by: CREDENTIALS }).entry().node;
     let before = gateway.snapshot("");
-    let op = |mode| Op::Rename { parent: root, name: named("d"), new_parent: e, new_name: named("d"), mode };
+    let op = |mode| Op::Rename {
+        parent: root,
+        name: named("d"),
+        new_parent: e,
+        new_name: named("d"),
+        mode,
+        directory: Meant::Whichever,
+    };
     for mode in [RenameMode::Replace, RenameMode::NoReplace] {
         assert_eq!(session.call(op(mode)).errno(), libc::EINVAL);
     }
     session.call(op(RenameMode::Exchange)).failure();
-    assert_eq!(session.call(Op::Rmdir { parent: root, name: named("d") }).errno(), libc::ENOTEMPTY);
+    assert_eq!(
+        session.call(Op::Rmdir { parent: root, name: named("d"), directory: Meant::Whichever }).errno(),
+        libc::ENOTEMPTY
+    );
     assert_eq!(gateway.snapshot(""), before);
 }
 
@@ -357,6 +369,7 @@ fn a_refused_exchange_changes_neither_side() {
                     new_parent: root,
                     new_name: named(new_name),
                     mode,
+                    directory: Meant::Whichever,
                 };
                 assert!(matches!(session.call(op).failure(), Failure::Denied { .. } | Failure::Errno(_)));
             }

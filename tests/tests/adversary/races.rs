@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use strongroom_contracts::{Rights, SecretKey};
 use strongroom_protocol::attr::{Node, OpenFlags};
-use strongroom_protocol::op::{Op, RenameMode};
+use strongroom_protocol::op::{Meant, Op, RenameMode};
 
 use crate::support::attacker::{Attacker, BOTH, CREDENTIALS, READ, Reply, named};
 use crate::support::gateway::{Gateway, SECRET, grant};
@@ -46,7 +46,8 @@ fn walk(session: &mut Attacker, name: &str, forbidden: &[u64]) -> usize {
         }
         let _ =
             session.call(Op::Mkdir { parent: entry.node, name: named("made"), mode: 0o755, by: CREDENTIALS });
-        let _ = session.call(Op::Rmdir { parent: entry.node, name: named("made") });
+        let _ =
+            session.call(Op::Rmdir { parent: entry.node, name: named("made"), directory: Meant::Whichever });
         if let Ok(entries) = session.list(entry.node) {
             assert!(entries.iter().all(|entry| !forbidden.contains(&entry.ino)), "a name outside was listed");
         }
@@ -187,6 +188,7 @@ fn swapped_by_another_session() {
                     new_parent: root,
                     new_name: named("link"),
                     mode: RenameMode::Exchange,
+                    directory: Meant::Whichever,
                 };
                 swaps += usize::from(other.call(op).is_ok());
             }

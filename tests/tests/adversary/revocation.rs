@@ -10,7 +10,7 @@ use strongroom_protocol::admin::{AdminAnswer, AdminRequest};
 use strongroom_protocol::attr::{Handle, Lock, LockKind, SetAttr};
 use strongroom_protocol::codec::encode_header;
 use strongroom_protocol::hello::{Hello, RefusedCode};
-use strongroom_protocol::op::{Op, Request, Slot};
+use strongroom_protocol::op::{Meant, Op, Request, Slot};
 use strongroom_protocol::reply::{Event, Failure, FenceReason};
 
 use crate::support::attacker::{Attacker, BOTH, CREDENTIALS, Greeting, READ, Reply, named, plain_hello};
@@ -45,7 +45,7 @@ fn write_without_end(
         let (op, data): (Op, &[u8]) = match n % 8 {
             0..=3 => (Op::Write { handle, offset: (n % 16) * 65_536 }, &data),
             4 => (Op::Mkdir { parent: root, name: name(), mode: 0o755, by: CREDENTIALS }, &[]),
-            5 => (Op::Rmdir { parent: root, name: name() }, &[]),
+            5 => (Op::Rmdir { parent: root, name: name(), directory: Meant::Whichever }, &[]),
             6 => (Op::Fallocate { handle, mode: 0, offset: n * 4096, length: 4096 }, &[]),
             _ => (Op::Symlink { parent: root, name: name(), by: CREDENTIALS }, b"target"),
         };

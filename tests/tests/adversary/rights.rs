@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use strongroom_contracts::{Right, Rights, SecretKey};
 use strongroom_protocol::attr::{Handle, Lock, LockKind, Node, OpenFlags, SetAttr, SetTime, Time};
-use strongroom_protocol::op::{Op, RenameMode, Slot};
+use strongroom_protocol::op::{Meant, Op, RenameMode, Slot};
 use strongroom_protocol::reply::{Failure, Outcome};
 
 use crate::support::attacker::{APPEND, Attacker, BOTH, CREDENTIALS, READ, Reply, WRITE, named};
@@ -68,7 +68,14 @@ fn setattr(session: &mut Attacker, root: Node, set: SetAttr) -> Prepared {
 
 fn rename(root: Node, name: &str, new_name: &str, mode: RenameMode) -> Prepared {
     Ok((
-        Op::Rename { parent: root, name: named(name), new_parent: root, new_name: named(new_name), mode },
+        Op::Rename {
+            parent: root,
+            name: named(name),
+            new_parent: root,
+            new_name: named(new_name),
+            mode,
+            directory: Meant::Whichever,
+        },
         b"",
     ))
 }
@@ -198,7 +205,7 @@ fn cases() -> Vec<Case> {
             Ok((Op::Unlink { parent: root, name: named("file") }, b""))
         }),
         open_case("rmdir", &["delete"], "list", |_, root| {
-            Ok((Op::Rmdir { parent: root, name: named("empty") }, b""))
+            Ok((Op::Rmdir { parent: root, name: named("empty"), directory: Meant::Whichever }, b""))
         }),
         open_case("rename", &["create delete"], "list", |_, root| {
             rename(root, "file", "new", RenameMode::Replace)
@@ -459,8 +466,8 @@ fn a_drop_box_takes_and_does_not_tell() {
             Op::Unlink { parent: root, name: named("nothing") },
         ),
         (
-            Op::Rmdir { parent: root, name: named("empty") },
-            Op::Rmdir { parent: root, name: named("nothing") },
+            Op::Rmdir { parent: root, name: named("empty"), directory: Meant::Whichever },
+            Op::Rmdir { parent: root, name: named("nothing"), directory: Meant::Whichever },
         ),
     ] {
         let what = there.name();
@@ -552,6 +559,7 @@ fn append_only_never_changes_what_is_there() {
                 new_parent: root,
                 new_name: named("file"),
                 mode: RenameMode::Replace,
+                directory: Meant::Whichever,
             })
             .failure();
     }
@@ -581,6 +589,7 @@ fn the_creators_handle_does_not_follow_a_name() {
         new_parent: root,
         new_name: named(new_name),
         mode: RenameMode::Exchange,
+        directory: Meant::Whichever,
     };
     session.call(rename("own", "file")).ok();
     session.write(own, 0, b"written").ok();

@@ -4,7 +4,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 
 use strongroom_contracts::{Chain, Grant, Ownership, Rights, SecretKey};
 use strongroom_protocol::attr::{Credentials, Handle, Node, OpenFlags, SetAttr};
-use strongroom_protocol::op::Op;
+use strongroom_protocol::op::{Meant, Op};
 use strongroom_protocol::reply::{Failure, Outcome};
 
 use crate::support::attacker::{Attacker, BOTH, CREDENTIALS, READ, Reply, WRITE, named};
@@ -52,7 +52,7 @@ fn set_id_bits_are_dropped() {
         for name in ["f", "n"] {
             session.call(Op::Unlink { parent: root, name: named(name) }).ok();
         }
-        session.call(Op::Rmdir { parent: root, name: named("d") }).ok();
+        session.call(Op::Rmdir { parent: root, name: named("d"), directory: Meant::Whichever }).ok();
         session.bye();
     }
 }
