@@ -321,7 +321,7 @@ impl Fs {
         Ok(Told {
             attr: self.shown_attr(node, attr)?,
             generation: attr.generation,
-            attr_ttl: self.state.leases.attr_ttl(node),
+            attr_ttl: self.state.leases.attr_ttl(node, attr),
             entry_ttl: if directory { self.keep_directory(node, entry_ttl) } else { entry_ttl },
         })
     }
@@ -357,7 +357,7 @@ impl Fs {
             }
             table.root(grant, Instant::now()).is_some_and(|(root, _)| root == node)
         };
-        let attr_ttl = leases.attr_ttl(node);
+        let attr_ttl = leases.attr_ttl(node, &entry.attr);
         let entry_ttl = if known { self.keep_directory(node, self.skeleton_ttl()) } else { Duration::ZERO };
         Ok(Told { attr, generation: entry.attr.generation, attr_ttl, entry_ttl })
     }
@@ -612,7 +612,7 @@ impl Fs {
             let known = fs.state.leases.table().attr(node, Instant::now()).is_some();
             if known && !fs.scrub_needed(node) {
                 let _gate = fs.state.leases.gate();
-                let ttl = fs.state.leases.attr_ttl(node);
+                let ttl = fs.state.leases.attr_ttl(node, &attr);
                 return done(fs.shown_attr(node, &attr).map(|attr| Attrs { attr, ttl }));
             }
             if known {
@@ -649,7 +649,7 @@ impl Fs {
         let gate = self.state.leases.gate();
         let known = self.state.leases.table().attr(node, Instant::now());
         if let Some(attr) = known {
-            let ttl = self.state.leases.attr_ttl(node);
+            let ttl = self.state.leases.attr_ttl(node, &attr);
             return done(self.shown_attr(node, &attr).map(|attr| Attrs { attr, ttl }));
         }
         drop(gate);
@@ -694,7 +694,7 @@ impl Fs {
             let gate = fs.state.leases.gate();
             let known = fs.state.leases.table().attr(node, Instant::now());
             if let Some(attr) = known {
-                let ttl = fs.state.leases.attr_ttl(node);
+                let ttl = fs.state.leases.attr_ttl(node, &attr);
                 return done(fs.shown_attr(node, &attr).map(|attr| Attrs { attr, ttl }));
             }
             drop(gate);

@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
-use strongroom_protocol::attr::Node;
+use strongroom_protocol::attr::{Attr, Node};
 use strongroom_protocol::name::Name;
 
 use super::table::{OwnChange, Table};
@@ -55,12 +55,12 @@ impl Leases {
         self.kernel().is_some_and(|kernel| kernel.epochs())
     }
 
-    /// For how long the kernel may keep the attributes of a node that it knows.
-    pub fn attr_ttl(&self, node: Node) -> Duration {
+    /// For how long the kernel may keep these attributes of a node that it knows.
+    pub fn attr_ttl(&self, node: Node, attr: &Attr) -> Duration {
         if self.kernel().is_none() {
             return Duration::ZERO;
         }
-        self.table().tell_attr(node, Instant::now())
+        self.table().tell_attr(node, attr, Instant::now())
     }
 
     /// For how long the kernel may keep what a name stands for.

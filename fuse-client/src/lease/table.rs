@@ -655,9 +655,10 @@ impl Table {
         self.attr(node, now).is_some() && self.nodes.get(&node).is_some_and(|held| held.clean)
     }
 
-    /// Notes that the kernel is told of attributes; returns for how long it may keep them.
-    pub fn tell_attr(&mut self, node: Node, now: Instant) -> Duration {
-        if self.attr(node, now).is_none() {
+    /// Notes that the kernel is told of attributes; returns for how long it may keep them. Not at all if they are not those that are
+    /// known: the answer that they came with has been overtaken.
+    pub fn tell_attr(&mut self, node: Node, attr: &Attr, now: Instant) -> Duration {
+        if self.attr(node, now).is_none_or(|known| known != *attr) {
             return Duration::ZERO;
         }
         match self.nodes.get_mut(&node) {

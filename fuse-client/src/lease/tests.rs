@@ -156,13 +156,14 @@ fn the_kernel_is_told_for_no_longer_than_the_lease_may_last_and_never_twice_take
     let mut world = World::warm();
     world.now += Duration::from_secs(600);
     let left = KEEP - Duration::from_secs(600);
-    assert_eq!(world.table.tell_attr(FILE, world.now), left);
+    assert_eq!(world.table.tell_attr(FILE, &attr(FILE, 8), world.now), Duration::ZERO, "overtaken");
+    assert_eq!(world.table.tell_attr(FILE, &attr(FILE, 7), world.now), left);
     assert_eq!(world.table.tell_name(DIR, &name("f"), Some(FILE), world.now), left);
     assert_eq!(world.table.tell_name(DIR, &name("f"), Some(DIR), world.now), Duration::ZERO);
     assert_eq!(world.table.tell_name(DIR, &name("g"), None, world.now), Duration::ZERO);
     assert_eq!(world.recall(2, FILE, ALL).attrs, [FILE]);
     assert_eq!(world.recall(3, FILE, ALL).attrs, []);
-    assert_eq!(world.table.tell_attr(FILE, world.now), Duration::ZERO);
+    assert_eq!(world.table.tell_attr(FILE, &attr(FILE, 7), world.now), Duration::ZERO);
 }
 
 #[test]
@@ -277,7 +278,7 @@ fn contents_are_doubtful_from_a_recall_until_they_were_dropped_under_a_new_lease
     let heard = world.heard(2);
     world.table.learn(&heard, FILE, Lease::Shared, &attr(FILE, 8), false);
     let soiled = world.table.soiled(FILE).expect("they are doubtful");
-    assert_eq!(world.table.tell_attr(FILE, world.now), Duration::ZERO);
+    assert_eq!(world.table.tell_attr(FILE, &attr(FILE, 8), world.now), Duration::ZERO);
     world.recall(3, FILE, ALL);
     world.table.learn(&world.heard(3), FILE, Lease::Shared, &attr(FILE, 9), false);
     world.table.cleaned(FILE, soiled);
@@ -301,7 +302,7 @@ fn contents_stay_if_nothing_changed_while_there_was_no_lease() {
 #[test]
 fn answers_by_connections_of_another_life_count_for_nothing() {
     let mut world = World::warm();
-    world.table.tell_attr(FILE, world.now);
+    world.table.tell_attr(FILE, &attr(FILE, 7), world.now);
     let old = world.heard(9);
     let dropped = world.table.end_life();
     assert!(dropped.all_entries);
@@ -330,7 +331,7 @@ fn room_is_made_by_what_was_not_used() {
         let node = Node { grant: 0, ino };
         let heard = world.heard(1);
         world.table.learn(&heard, node, Lease::Shared, &attr(node, 1), true);
-        world.table.tell_attr(node, world.now);
+        world.table.tell_attr(node, &attr(node, 1), world.now);
     }
     assert_eq!(world.table.sweep(), Drop::default(), "all have been used");
     world.look("f");
