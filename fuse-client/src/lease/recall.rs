@@ -78,10 +78,9 @@ impl Table {
                 drop.roots.extend(self.roots.extract_if(|_, root| *root == node));
                 // Without a lease the last name may go, now or later, without this being told.
                 drop.open.push(node);
-                // Nobody else reads what is not in the file yet.
-                if held.lease == Lease::Exclusive {
-                    drop.write.push(node);
-                }
+                // Nobody else reads what is not in the file yet. Whatever the lease is by now: what was answered under an exclusive one may
+                // still be on its way, and an earlier recall be waiting for it.
+                drop.write.push(node);
                 if *data {
                     drop.pages.push(node);
                 }
@@ -102,8 +101,8 @@ impl Table {
                 held.alone = held.alone.max(stamp);
                 if held.lease == Lease::Exclusive {
                     held.lease = Lease::Shared;
-                    drop.write.push(node);
                 }
+                drop.write.push(node);
             }
         }
     }
@@ -158,7 +157,7 @@ impl Table {
 
     fn evict(&mut self, node: Node) {
         if let Some(held) = self.nodes.remove(&node) {
-            self.floor = self.floor.max(held.void);
+            self.floor = self.floor.max(held.void).max(held.alone);
             self.changed_floor = self.changed_floor.max(held.changed);
         }
     }

@@ -261,12 +261,16 @@ fn a_lease_that_became_shared_does_not_become_exclusive_by_an_old_answer() {
     world.table.learn(&heard, FILE, Lease::Exclusive, &attr(FILE, 7), true);
     assert!(world.table.exclusive(FILE));
     assert_eq!(world.recall(2, FILE, What::Shared).write, [FILE]);
+    // The gateway says it once more: what was answered under the exclusive lease may still be on its way.
+    assert_eq!(world.recall(2, FILE, What::Shared).write, [FILE]);
     world.table.learn(&heard, FILE, Lease::Exclusive, &attr(FILE, 7), false);
     assert!(!world.table.exclusive(FILE));
     assert!(world.table.attr(FILE, world.now).is_some(), "what is known stays");
     let heard = world.heard(2);
     world.table.learn(&heard, FILE, Lease::Exclusive, &attr(FILE, 7), false);
     assert!(world.table.exclusive(FILE));
+    world.recall(3, FILE, What::Shared);
+    assert_eq!(world.recall(4, FILE, ALL).write, [FILE]);
 }
 
 #[test]
