@@ -168,8 +168,8 @@ impl Deal {
                 (holder.used, holder.told) = (true, 0);
                 let fresh = holder.since > self.since.get();
                 let mut lease = holder.lease();
-                if upgrade && lease == Lease::Shared {
-                    state.make_exclusive(lessee.next());
+                // Not while it is being made a shared one for somebody who has stopped waiting for that.
+                if upgrade && lease == Lease::Shared && state.make_exclusive(lessee.next()) {
                     lease = Lease::Exclusive;
                 }
                 return Ok(Held { lease, fresh });

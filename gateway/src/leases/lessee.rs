@@ -280,12 +280,7 @@ impl Lessee {
                     sharing: false,
                     told: 0,
                 });
-                if exclusive {
-                    state.make_exclusive(since);
-                    Lease::Exclusive
-                } else {
-                    Lease::Shared
-                }
+                if exclusive && state.make_exclusive(since) { Lease::Exclusive } else { Lease::Shared }
             })
         };
         match (lease, table.slots.get_mut(slot as usize)) {

@@ -222,14 +222,15 @@ impl State {
         alone && self.get(key).is_some_and(|holder| !holder.going && !holder.sharing)
     }
 
-    /// Makes the only lease exclusive, which is a new one of this number.
-    pub(super) fn make_exclusive(&mut self, since: u64) {
-        if let Holders::One(one) = &mut self.holders
-            && !one.going
-            && !one.sharing
-        {
-            (one.exclusive, one.since) = (true, since);
-            self.exclusive = true;
+    /// Makes the only lease exclusive, which is a new one of this number. `false`: it is being recalled, or not the only one.
+    pub(super) fn make_exclusive(&mut self, since: u64) -> bool {
+        match &mut self.holders {
+            Holders::One(one) if !one.going && !one.sharing => {
+                (one.exclusive, one.since) = (true, since);
+                self.exclusive = true;
+                true
+            }
+            _ => false,
         }
     }
 
@@ -371,10 +372,11 @@ mod tests {
         let mut state = State::default();
         assert!(state.may_be_exclusive(mine));
         state.add(holder(1));
-        state.make_exclusive(7);
+        assert!(state.make_exclusive(7));
         assert!(state.exclusive_other(theirs).is_some() && state.exclusive_other(mine).is_none());
         state.get(mine).unwrap().sharing = true;
         assert_eq!(state.get(mine).unwrap().lease(), Lease::Shared);
+        assert!(!state.make_exclusive(8), "it is being recalled");
         assert!(!state.make_shared(mine, 6));
         assert!(state.exclusive_other(theirs).is_some(), "that was another one");
         assert!(state.make_shared(mine, 7));
