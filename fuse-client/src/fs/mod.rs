@@ -301,7 +301,14 @@ impl Fs {
 
     /// Attributes as the kernel takes them.
     fn shown_attr(&self, node: Node, attr: &Attr) -> Result<FileAttr, Errno> {
-        let number = self.state.nodes.lock().number_of(node, attr.generation);
+        let (number, overtaken) = {
+            let mut nodes = self.state.nodes.lock();
+            (nodes.number_of(node, attr.generation), nodes.take_overtaken())
+        };
+        if let Some(kernel) = self.state.leases.kernel().filter(|_| !overtaken.is_empty()) {
+            overtaken.into_iter().for_each(|number| _ = kernel.forget_attr(number));
+            kernel.forget_entries();
+        }
         self.state.leases.table().show(node, attr);
         attr::to_kernel(attr, number, self.ownership(node), self.shown).ok_or(Errno::EIO)
     }

@@ -103,6 +103,8 @@ pub struct Nodes {
     /// Numbers of files that are gone, which the kernel still knows so many times, while the storage guest has given theirs to others.
     stale: HashMap<u64, u64>,
     forgotten: Vec<Node>,
+    /// Numbers of files that are taken for gone by an answer about an older one.
+    overtaken: Vec<u64>,
 }
 
 impl Nodes {
@@ -127,8 +129,9 @@ impl Nodes {
     pub fn number_of(&mut self, node: Node, generation: u64) -> u64 {
         let former =
             self.known.get(&node).filter(|known| known.generation != generation && known.lookups > 0);
-        if let Some(lookups) = former.map(|known| known.lookups) {
+        if let Some((lookups, later)) = former.map(|known| (known.lookups, known.generation > generation)) {
             let number = self.number(node);
+            self.overtaken.extend(later.then_some(number));
             self.drop_number(number, node);
             self.stale.insert(number, lookups);
             self.unname(node);
@@ -259,6 +262,13 @@ impl Nodes {
         let mut forgotten = std::mem::take(&mut self.forgotten);
         forgotten.retain(|node| !self.known.contains_key(node));
         forgotten
+    }
+
+    /// Numbers of files that are taken for gone because an answer has spoken of an older file that had theirs: unless a clock was put back, that answer
+    /// has been overtaken, and they are there. The kernel may have been told that it may keep what it knows of them, and nobody will
+    /// take that back under these numbers.
+    pub fn take_overtaken(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.overtaken)
     }
 
     /// How many wait in [`Nodes::take_forgotten`].
@@ -444,6 +454,7 @@ mod tests {
         assert_eq!((nodes.node(old), nodes.node(new)), (None, Some(node(3))), "what is gone is nobody's");
         assert_eq!((nodes.number(node(3)), nodes.number_of(node(3), 7)), (new, new));
         assert_eq!(path(&nodes, 3).as_deref(), Some("d/g"));
+        assert_eq!(nodes.take_overtaken(), [0; 0]);
         let newer = nodes.tell_named(node(3), 8, node(2), name("h"));
         assert!(newer != new && newer != old);
         assert_eq!(nodes.node(new), None);
@@ -457,6 +468,20 @@ mod tests {
         nodes.forget(newer, 1);
         assert!(nodes.wide.is_empty() && nodes.wide_numbers.is_empty());
         assert_eq!(nodes.tell_named(node(3), 9, node(2), name("f")), old, "nobody knows another by it");
+    }
+
+    #[test]
+    fn a_file_that_an_old_answer_takes_for_gone_is_told_of() {
+        let mut nodes = small();
+        let new = nodes.tell_named(node(3), 7, node(2), name("f"));
+        assert_eq!(nodes.take_overtaken(), [0; 0]);
+        let old = nodes.tell_named(node(3), 5, node(2), name("f"));
+        assert_eq!(
+            (nodes.take_overtaken(), nodes.node(new), nodes.node(old)),
+            (vec![new], None, Some(node(3)))
+        );
+        nodes.tell_named(node(3), 7, node(2), name("f"));
+        assert_eq!(nodes.take_overtaken(), [0; 0]);
     }
 
     #[test]
