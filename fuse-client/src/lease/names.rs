@@ -100,6 +100,13 @@ impl Names {
         }
     }
 
+    /// Nothing is known of any name any more; what the kernel may have stays noted.
+    pub(super) fn doubt_all(&mut self) {
+        self.complete = None;
+        self.map.retain(|_, link| link.told);
+        self.map.values_mut().for_each(|link| link.to = To::Unknown);
+    }
+
     /// The names that the kernel may have.
     pub(super) fn told(&self) -> impl Iterator<Item = &Name> {
         self.map.iter().filter(|(_, link)| link.told).map(|(name, _)| name)

@@ -74,6 +74,8 @@ pub(super) struct Kept {
 /// What is known of a node.
 #[derive(Debug)]
 pub(super) struct Held {
+    /// Tells apart files that had the number one after the other; 0: not known yet.
+    generation: u64,
     pub(super) lease: Lease,
     pub(super) granted: u64,
     /// The highest stamp of a recall that ended the lease.
@@ -120,6 +122,7 @@ const TICK: Duration = Duration::from_millis(100);
 impl Held {
     fn new(changed: u64, floor: u64) -> Held {
         Held {
+            generation: 0,
             lease: Lease::None,
             granted: 0,
             over: floor,
@@ -144,9 +147,27 @@ impl Held {
         self.lease != Lease::None
     }
 
+    /// Whether an answer may be from before a change, by this guest or another one; `since`: of [`Table::attrs_since`].
+    fn is_older(&self, heard: &Heard, since: u64) -> bool {
+        self.changing > 0 || self.changed.max(since) > heard.asked.seq || heard.note.stamp < self.void
+    }
+
     pub(super) fn soil(&mut self, mark: u64) {
         self.clean = false;
         self.soiled = mark;
+    }
+
+    /// All that was known, and the lease, may be of another file that had the number. What the kernel was told stays noted.
+    fn forget(&mut self, mark: u64) {
+        self.lease = Lease::None;
+        self.attr = None;
+        self.target = None;
+        self.contents = None;
+        self.last = None;
+        if let Some(names) = &mut self.names {
+            names.doubt_all();
+        }
+        self.soil(mark);
     }
 
     /// The lease is over, and all that was known with it.
@@ -284,10 +305,29 @@ impl Table {
 
     /// An answer tells of a node and, if there is one, of its lease.
     pub fn learn(&mut self, heard: &Heard, node: Node, lease: Lease, attr: &Attr, fresh: bool) {
-        if !self.grant(heard, node, lease, fresh) {
-            return;
+        if self.is_present(heard, node, attr.generation) && self.grant(heard, node, lease, fresh) {
+            self.keep_attr(heard, node, attr);
         }
-        self.keep_attr(heard, node, attr);
+    }
+
+    /// Whether an answer that speaks of a file of this generation is of the present one that has the number. A file that has lost its last name
+    /// by a change of this guest leaves its lease behind, and the next file with its number may be anybody's.
+    fn is_present(&mut self, heard: &Heard, node: Node, generation: u64) -> bool {
+        if heard.life != self.life {
+            return false;
+        }
+        let (since, mark) = (self.attrs_since, self.mark());
+        let Some(held) = self.nodes.get_mut(&node) else { return true };
+        if held.generation == 0 || held.generation == generation {
+            held.generation = generation;
+            return true;
+        }
+        let old = held.is_older(heard, since);
+        held.forget(mark);
+        if !old {
+            held.generation = generation;
+        }
+        !old
     }
 
     /// Attributes after a change, where a lease is held already.
@@ -302,11 +342,11 @@ impl Table {
         let Some(until) = self.until(heard.asked) else { return false };
         let since = self.attrs_since;
         let Some(held) = self.nodes.get_mut(&node) else { return false };
-        let old = held.changing > 0
-            || held.changed > heard.asked.seq
-            || since > heard.asked.seq
-            || heard.note.stamp < held.void;
-        if old || attr.ino != node.ino {
+        if held.generation == 0 {
+            held.generation = attr.generation;
+        }
+        let other = attr.ino != node.ino || attr.generation != held.generation;
+        if other || held.is_older(heard, since) {
             return false;
         }
         if let Some((ctime, size)) = held.last.take()
@@ -322,7 +362,8 @@ impl Table {
     /// An answer that nobody waits for tells all that is in a file, and its attributes.
     pub fn learn_contents(&mut self, heard: &Heard, node: Node, attr: &Attr, bytes: &[u8], fresh: bool) {
         let whole = attr.size == bytes.len() as u64;
-        let granted = self.grant(heard, node, Lease::Shared, fresh);
+        let granted =
+            self.is_present(heard, node, attr.generation) && self.grant(heard, node, Lease::Shared, fresh);
         if !granted || !self.keep_attr(heard, node, attr) || !whole {
             return;
         }

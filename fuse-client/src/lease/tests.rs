@@ -152,6 +152,39 @@ fn a_name_is_recalled_alone() {
 }
 
 #[test]
+fn a_lease_that_a_removed_file_has_left_behind_is_not_that_of_the_next_one_with_its_number() {
+    for (lease, file) in [(Lease::Shared, FILE), (Lease::None, FILE), (Lease::Shared, DIR)] {
+        let mut world = World::warm();
+        let heard = world.heard(1);
+        world.table.learn(&heard, file, Lease::Exclusive, &attr(file, 7), false);
+        if file == DIR {
+            world.table.learn_all(&heard, DIR, 1);
+            world.table.tell_name(DIR, &name("f"), Some(FILE), world.now);
+            assert_eq!(world.look("g"), Found::Absent);
+        }
+        let change = world.table.begin(&[file], world.now);
+        let older = world.heard(1);
+        world.table.end(&change);
+        // Nobody has recalled anything. Then somebody else makes a file, and is told of by an answer that holds, and by one that may not.
+        let next = Attr { generation: 2, ..attr(file, 9) };
+        for (heard, learnt) in [(older, false), (world.heard(1), true)] {
+            world.table.learn(&heard, file, lease, &next, false);
+            assert!(!world.table.is_exclusive(file));
+            assert_eq!(world.table.leased(file), learnt && lease != Lease::None);
+            assert_eq!(world.table.attr(file, world.now).is_some(), learnt && lease != Lease::None);
+        }
+        if file == DIR {
+            assert_eq!((world.look("f"), world.look("g")), (Found::Unknown, Found::Unknown));
+            assert_eq!(
+                world.recall(2, DIR, What::Name(name("f"))).entries,
+                [(DIR, name("f"))],
+                "the kernel has it"
+            );
+        }
+    }
+}
+
+#[test]
 fn the_kernel_is_told_for_no_longer_than_the_lease_may_last_and_never_twice_taken_back() {
     let mut world = World::warm();
     world.now += Duration::from_secs(600);
