@@ -684,6 +684,15 @@ impl Sim {
             }
             _ => {}
         }
+        // What nobody has open leaves its inode number to the next file when it is removed.
+        let opened = match outcome {
+            Outcome::Created(handle, _) | Outcome::Opened(handle, _) => Some(handle),
+            _ => None,
+        };
+        if let Some(handle) = opened.filter(|_| !self.dice.one_in(20)) {
+            let asked = self.clients[which].table.ask(self.now);
+            self.send(which, Op::Release { handle, lock_owner: None }, asked, None);
+        }
     }
 
     /// A client answers a recall that it has obeyed.

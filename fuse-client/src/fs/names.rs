@@ -22,6 +22,16 @@ struct Removal {
     anything: Option<Anything>,
 }
 
+/// What loses its name by a request, if that is a directory.
+fn directory_meant(op: &Op, grant: u16) -> Option<Node> {
+    match op {
+        Op::Rmdir { directory: Meant::Inode(ino), .. } | Op::Rename { directory: Meant::Inode(ino), .. } => {
+            Some(Node { grant, ino: *ino })
+        }
+        _ => None,
+    }
+}
+
 /// While it lives, nothing at all is opened without the gateway.
 struct Anything(Fs);
 
@@ -263,10 +273,14 @@ impl Fs {
     ) {
         let fs = self.clone();
         let Removal { underway, anything } = removal;
+        let victim = directory_meant(&op, parent.grant);
         let read = move |result: Result<Answer<'_>, Errno>, change: OwnChange| {
             drop(anything);
             let result = fs.done_with(result);
             let (mut table, heard, _) = fs.ended(&change, result.as_ref().ok(), Some(parent));
+            if let Some(victim) = victim.filter(|_| result.is_ok()) {
+                table.unnamed(victim);
+            }
             if table.stood_for(&change, parent, &name).is_none() {
                 // What has lost its name may be another node than was thought.
                 table.distrust();
@@ -349,10 +363,14 @@ impl Fs {
         let fs = self.clone();
         let Removal { underway, anything } = removal;
         let exchange = matches!(op, Op::Rename { mode: RenameMode::Exchange, .. });
+        let victim = directory_meant(&op, new_parent.grant).filter(|_| !exchange);
         let read = move |result: Result<Answer<'_>, Errno>, change: OwnChange| {
             drop(anything);
             let result = fs.done_with(result);
             let (mut table, heard, _) = fs.ended(&change, result.as_ref().ok(), Some(new_parent));
+            if let Some(victim) = victim.filter(|_| result.is_ok()) {
+                table.unnamed(victim);
+            }
             let moved = table.stood_for(&change, parent, &name);
             let replaced = table.stood_for(&change, new_parent, &new_name);
             let free = table.was_absent(&change, new_parent, &new_name);

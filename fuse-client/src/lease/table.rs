@@ -157,6 +157,13 @@ impl Held {
         self.soiled = mark;
     }
 
+    /// The lease is exclusive no more.
+    fn share(&mut self) {
+        if self.lease == Lease::Exclusive {
+            self.lease = Lease::Shared;
+        }
+    }
+
     /// All that was known, and the lease, may be of another file that had the number. What the kernel was told stays noted.
     fn forget(&mut self, mark: u64) {
         self.lease = Lease::None;
@@ -276,7 +283,13 @@ impl Table {
     /// Takes over the lease that an answer speaks of; `fresh` if the kernel has nothing of the node at present. Returns
     /// whether there is one.
     fn grant(&mut self, heard: &Heard, node: Node, lease: Lease, fresh: bool) -> bool {
-        if lease == Lease::None || heard.life != self.life || self.keep.is_none() {
+        if heard.life != self.life {
+            return false;
+        }
+        if lease == Lease::None || self.keep.is_none() {
+            if let Some(held) = self.nodes.get_mut(&node) {
+                held.share();
+            }
             return false;
         }
         let stamp = heard.note.stamp;
@@ -286,11 +299,14 @@ impl Table {
             return false;
         }
         let first = !held.leased();
-        // Only a recall makes less of a lease.
+        // Only a recall ends a lease. But an exclusive one may be that of a former file with the number, made and removed within one tick of the
+        // clock from which generations are made.
         if lease == Lease::Exclusive && stamp >= held.alone {
             held.lease = Lease::Exclusive;
         } else if first {
             held.lease = Lease::Shared;
+        } else {
+            held.share();
         }
         held.granted = held.granted.max(stamp);
         held.used = true;
@@ -644,6 +660,14 @@ impl Table {
             held.contents = None;
         } else {
             self.changed_floor = seq;
+        }
+    }
+
+    /// This guest has taken a name from a node: if that is a directory, it is gone, and somebody else may make one that gets its number.
+    pub fn unnamed(&mut self, node: Node) {
+        let mark = self.mark();
+        if let Some(held) = self.nodes.get_mut(&node).filter(|held| held.names.is_some()) {
+            held.forget(mark);
         }
     }
 

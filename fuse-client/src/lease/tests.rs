@@ -185,6 +185,25 @@ fn a_lease_that_a_removed_file_has_left_behind_is_not_that_of_the_next_one_with_
 }
 
 #[test]
+fn an_exclusive_lease_is_not_taken_for_that_of_another_file_made_at_the_same_time() {
+    for lease in [Lease::Shared, Lease::None] {
+        let mut world = World::warm();
+        let heard = world.heard(1);
+        world.table.learn(&heard, FILE, Lease::Exclusive, &attr(FILE, 7), false);
+        let change = world.table.begin(&[FILE], world.now);
+        world.table.end(&change);
+        world.table.learn(&world.heard(1), FILE, lease, &attr(FILE, 9), false);
+        assert!(!world.table.is_exclusive(FILE));
+    }
+    let mut world = World::warm();
+    world.table.learn_all(&world.heard(1), DIR, 1);
+    assert_eq!(world.look("g"), Found::Absent);
+    world.table.unnamed(DIR);
+    world.table.learn(&world.heard(1), DIR, Lease::Shared, &attr(DIR, 0), false);
+    assert_eq!(world.look("g"), Found::Unknown, "removed and made again");
+}
+
+#[test]
 fn the_kernel_is_told_for_no_longer_than_the_lease_may_last_and_never_twice_taken_back() {
     let mut world = World::warm();
     world.now += Duration::from_secs(600);
