@@ -22,7 +22,7 @@ use strongroom_protocol::codec;
 use strongroom_protocol::hello::{Answer, GrantInfo, Hello, Refused, RefusedCode, SessionId, Welcome};
 use strongroom_protocol::lease::{Lease, LeaseTerms, Note, Recalled, What};
 use strongroom_protocol::name::Name;
-use strongroom_protocol::op::{Op, Request};
+use strongroom_protocol::op::{Meant, Op, Request};
 use strongroom_protocol::reply::{Event, Failure, FenceReason, FromGateway, Outcome};
 
 /// Only against hanging for ever.
@@ -410,7 +410,7 @@ fn a_forgotten_node_is_found_by_its_path_and_asked_for_again() {
         let node = Node { grant: 0, ino: 10 };
         state.nodes.lock().tell_root(ROOT, 0);
         state.nodes.lock().tell_named(node, 0, ROOT, Name::new(b"d").unwrap());
-        let op = Op::Rmdir { parent: node, name: Name::new(b"x").unwrap() };
+        let op = Op::Rmdir { parent: node, name: Name::new(b"x").unwrap(), directory: Meant::Whichever };
         assert_eq!(ask(transport, op).recv_timeout(HANG).unwrap(), Ok(Outcome::Done));
     });
 }

@@ -7,7 +7,7 @@ use strongroom_contracts::{Detection, OnVerdict, Subject};
 use strongroom_protocol::admin::AdminRequest;
 use strongroom_protocol::attr::{Lock, LockKind, OpenFlags};
 use strongroom_protocol::hello::{RefusedCode, SessionId};
-use strongroom_protocol::op::{Op, Request, Slot};
+use strongroom_protocol::op::{Meant, Op, Request, Slot};
 use strongroom_protocol::reply::{Failure, Outcome};
 
 use crate::support::{Client, ME, World, key, name};
@@ -103,7 +103,11 @@ fn operations_run_once_across_kills_at_random_moments() {
             // Directories: a mkdir that runs twice fails, and one that does not run is missing. Each third is removed.
             let file = format!("{round}-{number}");
             let op = match number % 3 {
-                0 => Op::Rmdir { parent: root, name: name(&format!("{round}-{}", number - 1)) },
+                0 => Op::Rmdir {
+                    parent: root,
+                    name: name(&format!("{round}-{}", number - 1)),
+                    directory: Meant::Whichever,
+                },
                 _ => Op::Mkdir { parent: root, name: name(&file), mode: 0o755, by: ME },
             };
             let request = Request { id: client.id(), slot: Slot { index: 0, sequence }, op };
