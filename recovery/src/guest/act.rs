@@ -124,19 +124,21 @@ impl fmt::Display for Action {
 pub struct ActionError {
     /// Why.
     pub why: String,
+    /// All that the program said: `why` has its last line, and a program may tell the cause first.
+    pub output: String,
     /// Whether trying again is of no use.
     pub permanent: bool,
 }
 
 impl ActionError {
     fn new(why: impl fmt::Display) -> ActionError {
-        ActionError { why: why.to_string(), permanent: false }
+        ActionError { why: why.to_string(), output: String::new(), permanent: false }
     }
 }
 
 impl From<NotRun> for ActionError {
     fn from(error: NotRun) -> ActionError {
-        ActionError { why: error.to_string(), permanent: error.missing }
+        ActionError { why: error.to_string(), permanent: error.missing, output: error.output }
     }
 }
 
@@ -158,7 +160,7 @@ pub fn perform(action: &Action) -> Result<String, ActionError> {
             match ran.output.lines().any(ends) {
                 true => Ok(String::new()),
                 // A domain does not come to name another disk by itself.
-                false => Err(ActionError { why: otherwise.clone(), permanent: true }),
+                false => Err(ActionError { permanent: true, ..ActionError::new(otherwise) }),
             }
         }
         Action::Keep { from, to } => keep(from, to),
@@ -296,6 +298,15 @@ mod tests {
         std::fs::write(&from, "clean").unwrap();
         assert_eq!(keep(&from, &to).unwrap(), "kept before");
         assert_eq!(std::fs::read_to_string(&to).unwrap(), "dirty");
+    }
+
+    #[test]
+    fn all_that_a_failed_program_said_is_told() {
+        let words = argv(["sh", "-c", "echo the cause; echo what came of it; exit 3"]);
+        let failed = perform(&Action::Run { argv: words, timeout: Duration::from_secs(60), may_fail: false })
+            .unwrap_err();
+        assert!(failed.why.ends_with("exit code 3: what came of it"), "{}", failed.why);
+        assert_eq!(failed.output, "the cause\nwhat came of it\n");
     }
 
     #[test]
