@@ -43,7 +43,7 @@ pub enum Action {
         /// For how long.
         timeout: Duration,
     },
-    /// Asks a program for a table, and insists on a line that ends with a word.
+    /// Asks a program for a table, and insists on a line that ends with a word; or `xl` for a configuration with that disk.
     Insist {
         /// The program and its arguments.
         argv: Vec<String>,
@@ -156,7 +156,11 @@ pub fn perform(action: &Action) -> Result<String, ActionError> {
         Action::Await { argv, says, timeout } => wait_for(argv, says.as_deref(), *timeout),
         Action::Insist { argv, word, otherwise, timeout } => {
             let ran = run(argv, *timeout, b"")?;
-            let ends = |line: &str| line.trim_end().ends_with(&format!(" {word}"));
+            let (bare, member) = (format!(" {word}"), format!("\"pdev_path\": \"{word}\""));
+            let ends = |line: &str| {
+                let line = line.trim_end();
+                line.ends_with(&bare) || line.trim_end_matches(',').ends_with(&member)
+            };
             match ran.output.lines().any(ends) {
                 true => Ok(String::new()),
                 // A domain does not come to name another disk by itself.
@@ -349,6 +353,13 @@ mod tests {
         for other in ["/i/mail.qcow2", "/the mail.qcow2", "/i/the mail", "/i/the mail.qcow2.old"] {
             let refused = insist(other).unwrap_err();
             assert!(refused.permanent && refused.why == "another disk", "{other}");
+        }
+        // As `xl -N create` has it.
+        let json = "Parsing config from /e/mail.cfg\n{\n \"disks\": [\n  {\n   \"pdev_path\": \"/i/mail.qcow2\",\n   \"vdev\": \"xvda\"\n";
+        std::fs::write(&file, json).unwrap();
+        insist("/i/mail.qcow2").unwrap();
+        for other in ["mail.qcow2", "/i/mail", "/i/mail.qcow2.old"] {
+            insist(other).unwrap_err();
         }
         std::fs::remove_file(&file).unwrap();
         assert!(!insist("/i/mail.qcow2").unwrap_err().permanent, "one that fails is asked again");
