@@ -148,7 +148,7 @@ first_stage() {
   shift 3
   guest_tree "$dest"
   install -m 755 "$GUESTS/boot-init" "$dest/init"
-  rm -r "$dest/sbin" "$dest/etc"
+  (cd "$dest" && rm -r sbin etc)
   modules "$kernel" "$dest" "$@" ext4
   cpio_of "$dest" "$image"
 }

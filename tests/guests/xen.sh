@@ -187,8 +187,8 @@ say "Images made in $(since "$begun"): $(($(stat -c %s "$WORK/dom0.cpio") >> 20)
 begun=$(now)
 : >"$WORK/console.log"
 # The processor's newest features are left out: with `-cpu max` dom0's kernel dies before it has set its traps.
-# The machine's clock counts instructions, two nanoseconds for each: on a host with other work Xen's time limits would be
-# over too soon otherwise (a guest's devices have 40 s). While all processors of it wait, it goes on to the next event.
+# The machine's clock counts instructions, two nanoseconds for each: a host with other work could let Xen's time limits (that of
+# a hotplug script, say) run out otherwise. While its processor waits, it goes on to the next event.
 nice -n 10 $QEMU -accel tcg -icount shift=1,sleep=off -machine q35 -cpu qemu64 -m 3072 -smp 1 -nodefaults -no-reboot -display none -monitor none \
   -serial "file:$WORK/console.log" -kernel "$CACHE/xen/xen" \
   -append "com1=115200,8n1 console=com1 dom0=pv dom0_mem=1600M,max:1600M loglvl=warning guest_loglvl=warning noreboot spec-ctrl=no xpti=no" \
