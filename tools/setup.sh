@@ -56,7 +56,7 @@ for group; do
     # The daemon without the package that has it started with the system.
     libvirt) need libvirtd libvirt-daemon; need virsh libvirt-clients; need unshare util-linux
       ls /usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so >/dev/null 2>&1 || packages="$packages libvirt-daemon-driver-qemu";;
-    xen) real_guests;;
+    xen) real_guests; need qemu-img qemu-utils;;
     check) tool cargo-deny 0.20.2;;
     *) echo "setup: there is no group \`$group\`: build, lab, test, bench, peers, vm, libvirt, xen, check" >&2; exit 2;;
   esac

@@ -142,6 +142,26 @@ app_tree() {
   program "$1" "$BIN/mount-strongroom" /sbin/mount.strongroom
 }
 
+# first_stage KERNEL DEST IMAGE NAME...: what guests with a disk of their own start from, with the modules that find it.
+first_stage() {
+  local kernel=$1 dest=$2 image=$3
+  shift 3
+  guest_tree "$dest"
+  install -m 755 "$GUESTS/boot-init" "$dest/init"
+  (cd "$dest" && rm -r sbin etc)
+  modules "$kernel" "$dest" "$@" ext4
+  cpio_of "$dest" "$image"
+}
+cpio_of() { (cd "$1" && find . | LC_ALL=C sort | cpio -o -H newc -R 0:0 --quiet) >"$2"; }
+
+# disk TREE IMAGE MIB: without a journal, so that what was synced can be read from an overlay as evidence.
+disk() {
+  local said
+  chown -R 0:0 "$1"
+  said=$(mke2fs -q -t ext4 -O ^has_journal,^metadata_csum -E lazy_itable_init=1 -d "$1" "$2" "$3M" 2>&1) || die "no disk image can be made: $said"
+  rm -r "$1"
+}
+
 # users_data DIR: a household's files: letters that look like letters, and what belongs to somebody else.
 users_data() {
   local data=$1

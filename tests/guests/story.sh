@@ -4,8 +4,9 @@
 #
 # Wants: LOOK_EVERY, seconds between two looks at an incident; IN_BASE, an array of words before every command of the base
 # domain; HOUSE, its base directory; BIN, its programs;
-# APPS, the app guests by name; UNDO_SECS, the policy's undo window; SECRET_PLACE, where guests find their secrets; and two functions: evidence_holds DIR FILE, whether the evidence of an incident holds what
-# the attacker ($IMPLANT) left in that file of the guest, and how_started APP, one line about it.
+# APPS, the app guests by name; UNDO_SECS, the policy's undo window; SECRET_PLACE, where guests find their secrets; IMPLANT,
+# a word that marks the attacker's program; IMAGES, the directory of the clean image app-clean.qcow2 (CLEAN_SUM is its digest)
+# and of the guests' overlays; and a function: how_started APP, one line about it.
 
 OUT=$(mktemp "${TMPDIR:-/tmp}/story.XXXXXX") STATUS=0 SHOWN=''
 
@@ -80,6 +81,19 @@ first_start() {
   say "$1: from nothing to a mount in $(since "$begun")."
   show "$1" 'ls /etc/strongroom /mnt'
   good; says contract; says holder.key
+}
+
+# evidence_holds DIR FILE: the evidence of an incident has what the attacker left in that file of the guest, and the new
+# overlay and the clean image have no trace of it.
+evidence_holds() {
+  local raw=$IMAGES/looked-at.raw
+  say "The overlay of the attacked guest was kept; this is the attacker's program in it:"
+  show base "qemu-img convert -q -O raw $1/mail.qcow2 $raw && e2fsck -fy $raw >/dev/null 2>&1; debugfs -R 'cat $2' $raw 2>/dev/null"
+  says "$IMPLANT"
+  rm -f "$raw"
+  show base "grep -ac $IMPLANT $1/mail.qcow2 $IMAGES/mail.qcow2"
+  says "$1/mail.qcow2:1"; says "$IMAGES/mail.qcow2:0"
+  [ "$(sha256sum <"$IMAGES/app-clean.qcow2")" = "$CLEAN_SUM" ] || die "the clean image was changed"
 }
 
 # story STATE: STATE is a directory for its notes.

@@ -101,7 +101,7 @@ trap finish EXIT
 trap 'exit 130' INT TERM
 
 IN_BASE=(ip netns exec "$NS") HOUSE=$WORK/house APPS="mail editor" SECRET_PLACE=fw_cfg:opt/strongroom/enrol
-IMPLANT="implant-$RANDOM$RANDOM" UNDO_SECS=20 LOOK_EVERY=0.2
+IMAGES=$WORK/images IMPLANT="implant-$RANDOM$RANDOM" UNDO_SECS=20 LOOK_EVERY=0.2
 . "$GUESTS/story.sh"
 mkdir -p "$WORK"/{logs,run,images,notes}
 
@@ -126,21 +126,9 @@ kvm_works() {
 [ -n "$accel" ] || { if kvm_works; then echo kvm; else echo tcg; fi >"$WORK/notes/accel"; } &
 probe=$!
 # The first stage is the same for all guests; each has its own disk.
-(
-  guest_tree "$WORK/first"
-  install -m 755 "$GUESTS/boot-init" "$WORK/first/init"
-  rm -r "$WORK/first/sbin" "$WORK/first/etc"
-  modules "$KERNEL" "$WORK/first" virtio_pci virtio_blk ext4
-  cd "$WORK/first" && find . | LC_ALL=C sort | cpio -o -H newc -R 0:0 --quiet >"$WORK/images/first.cpio"
-) &
+first_stage "$KERNEL" "$WORK/first" "$WORK/images/first.cpio" virtio_pci virtio_blk &
 first_stage=$!
 
-# disk TREE IMAGE MIB: without a journal, so that what was synced can be read from an overlay as evidence.
-disk() {
-  chown -R 0:0 "$1"
-  mke2fs -q -t ext4 -O ^has_journal,^metadata_csum -E lazy_itable_init=1 -d "$1" "$2" "$3M" >"$WORK/logs/mke2fs.log" 2>&1 || die "no disk image can be made"
-  rm -r "$1"
-}
 house "$HOUSE" $UNDO_SECS
 storage_tree "$WORK/storage"
 modules "$KERNEL" "$WORK/storage" virtio_net
@@ -209,7 +197,7 @@ disk "$WORK/app" "$WORK/images/app.raw" 128
 qemu-img convert -q -O qcow2 "$WORK/images/app.raw" "$WORK/images/app-clean.qcow2"
 rm "$WORK/images/app.raw"
 chmod 444 "$WORK/images/app-clean.qcow2"
-clean_sum=$(sha256sum <"$WORK/images/app-clean.qcow2")
+CLEAN_SUM=$(sha256sum <"$WORK/images/app-clean.qcow2")
 {
   echo "secrets = \"$WORK/run\""
   printf '[enrol]\naddress = "%s"\n' $ENROL_ADDRESS
@@ -238,14 +226,6 @@ clean_sum=$(sha256sum <"$WORK/images/app-clean.qcow2")
 "${IN_BASE[@]}" "$BIN/strongroom-recovery" --dir "$HOUSE" --check || die "the configuration is refused"
 
 how_started() { sed -n 's/\r$//; s/^strongroom-guest '"$1"' //p' "$WORK/logs/$1.log" | grep -E '^(userspace|enrolled|mounted)' | sed "s/^/   $1: /"; }
-evidence_holds() {
-  local raw=$WORK/images/evidence.raw
-  say "The overlay of the attacked guest was kept; this is the attacker's program in it:"
-  show base "qemu-img convert -q -O raw $1/mail.qcow2 $raw && e2fsck -fy $raw >/dev/null 2>&1; debugfs -R 'cat $2' $raw 2>/dev/null"
-  says "$IMPLANT"
-  rm -f "$raw"
-  [ "$(sha256sum <"$WORK/images/app-clean.qcow2")" = "$clean_sum" ] || die "the clean image was changed"
-}
 mkdir -p "$WORK/notes"
 ln -s ../notes/recovery.log "$WORK/logs/recovery.log"
 story "$WORK/notes"

@@ -9,8 +9,8 @@
 # STRONGROOM_GUEST_CACHE where kernels and packages are kept between runs
 # STRONGROOM_XEN_KEEP    a file for the machine's console log, which otherwise goes with the rest
 #
-# Nothing is installed: Debian packages are unpacked into images. All guests run from memory; a Xen guest with an overlay on
-# a disk is what docs/recovery.md describes.
+# Nothing is installed: Debian packages are unpacked into images. The guest that is attacked has a disk: a qcow2 overlay on a
+# clean image, which QEMU in dom0 serves to it (qdisk). The storage guest runs from memory.
 set -euo pipefail
 GUESTS=$(cd "$(dirname "$0")" && pwd)
 STORY=xen
@@ -21,14 +21,14 @@ QEMU=qemu-system-x86_64
 XEN=4.17
 # What dom0 is made of, with all that these depend on but what LEFT_OUT matches.
 PACKAGES="busybox-static bash coreutils diffutils findutils grep sed mawk util-linux kmod iproute2 bridge-utils
-  xen-utils-$XEN xenstore-utils xen-utils-common"
-LEFT_OUT='^(python3|libpython3|perl|dpkg|debconf|passwd|adduser|udev|ucf|media-types|libsqlite3|libsemanage|libdb5|sensible|readline-common|tar)'
+  xen-utils-$XEN xenstore-utils xen-utils-common qemu-system-xen qemu-utils e2fsprogs"
+LEFT_OUT='^(python3|libpython3|perl|dpkg|debconf|passwd|adduser|udev|ucf|media-types|libsqlite3|libsemanage|libdb5|sensible|readline-common|tar|iso-codes|ipxe|seabios)'
 # Only a guard against hanging for ever.
 LIMIT=3600
 
 [ $# = 0 ] || { sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "$0"; exit 2; }
 [ "$(id -u)" = 0 ] || die "it needs root, to make images whose files are root's"
-need $QEMU busybox cpio mke2fs xz lz4 apt-get dpkg dpkg-deb ldd chroot
+need $QEMU qemu-img busybox cpio mke2fs xz lz4 apt-get dpkg dpkg-deb ldd chroot
 statically "$BIN"/{contract,strongroom-gateway,strongroom-recovery,mount-strongroom}
 BIN=$(cd "$BIN" && pwd)
 mkdir -p "$CACHE"
@@ -57,15 +57,20 @@ dom0_packages() {
   local dir=$1 part=$1.part version package name
   version=$(apt-cache policy xen-hypervisor-$XEN-amd64 | awk '/Candidate:/ { print $2 }')
   [ -n "$version" ] && [ "$version" != '(none)' ] || die "apt knows no package xen-hypervisor-$XEN-amd64: this story wants Debian 12"
+  version="$version $(cksum <<<"$PACKAGES $LEFT_OUT")"
   [ "$(cat "$dir/version" 2>/dev/null)" != "$version" ] || return 0
   say "getting Xen $version and what dom0 is made of, once"
   rm -rf "$dir" "$part"
   mkdir -p "$part/archives/partial" "$part/tree" "$part/hypervisor"
   # To a system without any package, apt lists everything that is needed.
   : >"$part/no-packages"
-  # shellcheck disable=SC2086  # a list of words
-  apt-get -q -y --no-install-recommends --download-only -o APT::Sandbox::User=root -o Dir::State::status="$part/no-packages" \
-    -o Dir::Cache::archives="$part/archives" -o Debug::NoLocking=1 install $PACKAGES >"$part/apt.log" 2>&1 || { tail "$part/apt.log" >&2; die "dom0's packages cannot be downloaded"; }
+  fetch() {
+    # shellcheck disable=SC2086  # a list of words
+    apt-get -q -y --no-install-recommends --download-only -o APT::Sandbox::User=root -o Dir::State::status="$part/no-packages" \
+      -o Dir::Cache::archives="$part/archives" -o Debug::NoLocking=1 install $PACKAGES >"$part/apt.log" 2>&1
+  }
+  # A mirror keeps no package that an old list names.
+  fetch || { apt-get update -q >/dev/null 2>&1 && fetch; } || { tail "$part/apt.log" >&2; die "dom0's packages cannot be downloaded"; }
   (cd "$part" && apt-get -q -o APT::Sandbox::User=root download xen-hypervisor-$XEN-amd64 >/dev/null) || die "the hypervisor cannot be downloaded"
   dpkg-deb -x "$part"/xen-hypervisor-*.deb "$part/hypervisor"
   # QEMU enters this file by its multiboot header.
@@ -77,9 +82,11 @@ dom0_packages() {
     name=${package##*/}
     [[ $name =~ $LEFT_OUT ]] || dpkg-deb --fsys-tarfile "$package" | busybox tar -x -C "$part/tree" -f - 2>/dev/null || dpkg -x "$package" "$part/tree"
   done
+  # QEMU as a mere server of disks reads a keymap, and none of its firmware.
+  find "$part/tree/usr/share/qemu" -mindepth 1 -maxdepth 1 ! -name keymaps -exec rm -r {} +
   for name in bin sbin lib lib64; do [ -L "$part/tree/$name" ] || die "dom0's /$name is not what it should be"; done
   rm -rf "$part"/tree/usr/share/{doc,man,locale,info,zoneinfo,i18n,lintian,bash-completion} "$part"/tree/usr/lib/systemd \
-    "$part"/tree/usr/lib/x86_64-linux-gnu/{gconv,perl*} "$part"/tree/usr/lib/xen-$XEN/{lib,boot} \
+    "$part"/tree/usr/lib/x86_64-linux-gnu/{gconv,perl*} "$part"/tree/usr/lib/xen-$XEN/{lib,boot} "$part"/tree/usr/bin/qemu-{io,nbd} \
     "$part/archives" "$part/hypervisor" "$part"/*.deb
   echo "$version" >"$part/version"
   mv "$part" "$dir"
@@ -92,7 +99,6 @@ dom0_packages "$CACHE/xen"
 kernel linux-image-cloud-amd64 "$CACHE/cloud"
 # The cloud kernel cannot be dom0's (CONFIG_XEN_DOM0 is not set).
 kernel linux-image-amd64 "$CACHE/full"
-image() { (cd "$1" && find . | LC_ALL=C sort | cpio -o -H newc -R 0:0 --quiet) >"$2"; }
 
 UNDO_SECS=120
 house "$WORK/house" $UNDO_SECS
@@ -111,7 +117,7 @@ rm "$WORK/house/policy.d/editor.toml"
 mkdir -p "$WORK/storage/srv/strongroom" "$WORK/data"
 users_data "$WORK/data"
 mke2fs -q -t ext4 -d "$WORK/data" "$WORK/storage/srv/data.img" 48M >/dev/null 2>&1 || die "no data image can be made"
-image "$WORK/storage" "$WORK/dom0/guests/storage.cpio"
+cpio_of "$WORK/storage" "$WORK/dom0/guests/storage.cpio"
 rm -r "$WORK/storage" "$WORK/data"
 
 app_tree "$WORK/mail"
@@ -122,8 +128,11 @@ for library in $(chroot "$WORK/dom0" /lib64/ld-linux-x86-64.so.2 --list /usr/bin
   mkdir -p "$WORK/mail$(dirname "$library")"
   cp -L "$WORK/dom0$library" "$WORK/mail$library"
 done
-image "$WORK/mail" "$WORK/dom0/guests/mail.cpio"
-rm -r "$WORK/mail"
+disk "$WORK/mail" "$WORK/app.raw" 128
+qemu-img convert -q -O qcow2 "$WORK/app.raw" "$WORK/dom0/guests/app-clean.qcow2"
+rm "$WORK/app.raw"
+chmod 444 "$WORK/dom0/guests/app-clean.qcow2"
+first_stage "$CACHE/cloud" "$WORK/first" "$WORK/dom0/guests/mail.cpio" xen_blkfront
 cp "$CACHE/cloud/vmlinux" "$WORK/dom0/guests/vmlinux"
 
 cp -a "$WORK/house/." "$WORK/dom0/etc/strongroom/"
@@ -131,11 +140,12 @@ cat >"$WORK/dom0/etc/strongroom/base/recovery.toml" <<END
 [enrol]
 address = "$ENROL_ADDRESS"
 
-# The guest runs from its memory image, which is clean whenever it starts: no overlay is to be renewed.
 [guest.mail-guest]
 driver = "xl"
 domain = "mail"
 config = "/etc/xen/mail.cfg"
+base = "/guests/app-clean.qcow2"
+overlay = "/guests/mail.qcow2"
 timeout = "5m"
 END
 # guest_config NAME MEMORY VIFS WORDS
@@ -148,15 +158,16 @@ ramdisk = "/guests/$1.cpio"
 memory = $2
 vcpus = 1
 vif = [ $3 ]
-extra = "console=hvc0 rdinit=/sbin/init quiet loglevel=3 panic=5 mitigations=off sr.name=$1 $4"
+extra = "console=hvc0 quiet loglevel=3 panic=5 mitigations=off sr.name=$1 $4"
 on_poweroff = "destroy"
 on_crash = "destroy"
 END
 }
 guest_config storage 448 "'mac=00:16:3e:77:00:01,bridge=br-guests,vifname=v-storage', 'mac=00:16:3e:78:00:01,bridge=br-admin,vifname=v-storage-adm'" \
-  "sr.role=storage sr.net=$STORAGE_NET sr.admin=$STORAGE_ADMIN_NET sr.modules=xen_netfront" >"$WORK/dom0/etc/xen/storage.cfg"
+  "rdinit=/sbin/init sr.role=storage sr.net=$STORAGE_NET sr.admin=$STORAGE_ADMIN_NET sr.modules=xen_netfront" >"$WORK/dom0/etc/xen/storage.cfg"
 guest_config mail 320 "'mac=00:16:3e:77:00:03,bridge=br-guests,vifname=v-mail'" \
   "sr.role=app sr.net=$MAIL_NET sr.gateway=$GATEWAY_ADDRESS sr.enrol=$ENROL_ADDRESS sr.secret=xenstore:strongroom/enrol sr.modules=xen_netfront" >"$WORK/dom0/etc/xen/mail.cfg"
+echo "disk = [ 'format=qcow2, vdev=xvda, access=rw, target=/guests/mail.qcow2' ]" >>"$WORK/dom0/etc/xen/mail.cfg"
 
 for applet in $(busybox --list); do ln -sfn /usr/bin/busybox "$WORK/dom0/usr/local/bin/$applet"; done
 # Hotplug scripts set a PATH of their own, and want these (Debian: alternatives, and packages that were left out).
@@ -169,14 +180,16 @@ install -s -m 755 "$BIN/contract" "$BIN/strongroom-recovery" "$WORK/dom0/usr/loc
 cp "$GUESTS/lib.sh" "$GUESTS/story.sh" "$WORK/dom0/story/"
 install -m 755 "$GUESTS/dom0-init" "$WORK/dom0/init"
 echo "UNDO_SECS=$UNDO_SECS XEN=$XEN" >"$WORK/dom0/story/settings"
-image "$WORK/dom0" "$WORK/dom0.cpio"
+cpio_of "$WORK/dom0" "$WORK/dom0.cpio"
 rm -r "$WORK/dom0"
 say "Images made in $(since "$begun"): $(($(stat -c %s "$WORK/dom0.cpio") >> 20)) MiB. The machine starts; it needs some minutes."
 
 begun=$(now)
 : >"$WORK/console.log"
 # The processor's newest features are left out: with `-cpu max` dom0's kernel dies before it has set its traps.
-nice -n 10 $QEMU -accel tcg -machine q35 -cpu qemu64 -m 3072 -smp 1 -nodefaults -no-reboot -display none -monitor none \
+# The machine's clock counts instructions, two nanoseconds for each: a host with other work could let Xen's time limits (that of
+# a hotplug script, say) run out otherwise. While its processor waits, it goes on to the next event.
+nice -n 10 $QEMU -accel tcg -icount shift=1,sleep=off -machine q35 -cpu qemu64 -m 3072 -smp 1 -nodefaults -no-reboot -display none -monitor none \
   -serial "file:$WORK/console.log" -kernel "$CACHE/xen/xen" \
   -append "com1=115200,8n1 console=com1 dom0=pv dom0_mem=1600M,max:1600M loglvl=warning guest_loglvl=warning noreboot spec-ctrl=no xpti=no" \
   -initrd "$CACHE/full/vmlinux console=hvc0 mitigations=off apparmor=0 quiet loglevel=3 panic=5,$WORK/dom0.cpio" </dev/null &

@@ -43,7 +43,7 @@ pub enum Action {
         /// For how long.
         timeout: Duration,
     },
-    /// Asks a program for a table, and insists on a line that ends with a word.
+    /// Asks a program for a table, and insists on a line that ends with a word; or `xl` for a configuration with that disk.
     Insist {
         /// The program and its arguments.
         argv: Vec<String>,
@@ -124,19 +124,21 @@ impl fmt::Display for Action {
 pub struct ActionError {
     /// Why.
     pub why: String,
+    /// All that the program said: `why` has its last line, and a program may tell the cause first.
+    pub output: String,
     /// Whether trying again is of no use.
     pub permanent: bool,
 }
 
 impl ActionError {
     fn new(why: impl fmt::Display) -> ActionError {
-        ActionError { why: why.to_string(), permanent: false }
+        ActionError { why: why.to_string(), output: String::new(), permanent: false }
     }
 }
 
 impl From<NotRun> for ActionError {
     fn from(error: NotRun) -> ActionError {
-        ActionError { why: error.to_string(), permanent: error.missing }
+        ActionError { why: error.to_string(), permanent: error.missing, output: error.output }
     }
 }
 
@@ -154,11 +156,15 @@ pub fn perform(action: &Action) -> Result<String, ActionError> {
         Action::Await { argv, says, timeout } => wait_for(argv, says.as_deref(), *timeout),
         Action::Insist { argv, word, otherwise, timeout } => {
             let ran = run(argv, *timeout, b"")?;
-            let ends = |line: &str| line.trim_end().ends_with(&format!(" {word}"));
+            let (bare, member) = (format!(" {word}"), format!("\"pdev_path\": \"{word}\""));
+            let ends = |line: &str| {
+                let line = line.trim_end();
+                line.ends_with(&bare) || line.trim_end_matches(',').ends_with(&member)
+            };
             match ran.output.lines().any(ends) {
                 true => Ok(String::new()),
                 // A domain does not come to name another disk by itself.
-                false => Err(ActionError { why: otherwise.clone(), permanent: true }),
+                false => Err(ActionError { permanent: true, ..ActionError::new(otherwise) }),
             }
         }
         Action::Keep { from, to } => keep(from, to),
@@ -299,6 +305,15 @@ mod tests {
     }
 
     #[test]
+    fn all_that_a_failed_program_said_is_told() {
+        let words = argv(["sh", "-c", "echo the cause; echo what came of it; exit 3"]);
+        let failed = perform(&Action::Run { argv: words, timeout: Duration::from_secs(60), may_fail: false })
+            .unwrap_err();
+        assert!(failed.why.ends_with("exit code 3: what came of it"), "{}", failed.why);
+        assert_eq!(failed.output, "the cause\nwhat came of it\n");
+    }
+
+    #[test]
     fn only_the_process_that_was_started_with_the_file_is_killed() {
         let dir = tempfile::tempdir().unwrap();
         let pidfile = dir.path().join("pid");
@@ -338,6 +353,13 @@ mod tests {
         for other in ["/i/mail.qcow2", "/the mail.qcow2", "/i/the mail", "/i/the mail.qcow2.old"] {
             let refused = insist(other).unwrap_err();
             assert!(refused.permanent && refused.why == "another disk", "{other}");
+        }
+        // As `xl -N create` has it.
+        let json = "Parsing config from /e/mail.cfg\n{\n \"disks\": [\n  {\n   \"pdev_path\": \"/i/mail.qcow2\",\n   \"vdev\": \"xvda\"\n";
+        std::fs::write(&file, json).unwrap();
+        insist("/i/mail.qcow2").unwrap();
+        for other in ["mail.qcow2", "/i/mail", "/i/mail.qcow2.old"] {
+            insist(other).unwrap_err();
         }
         std::fs::remove_file(&file).unwrap();
         assert!(!insist("/i/mail.qcow2").unwrap_err().permanent, "one that fails is asked again");

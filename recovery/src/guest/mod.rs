@@ -211,6 +211,7 @@ mod tests {
         assert_eq!(
             plan,
             [
+                "insist that `xl -N create /etc/xen/mail.cfg` names /i/o.qcow2",
                 "xl destroy mail-guest (may fail)",
                 "wait until `xl domid mail-guest` fails",
                 "move /i/o.qcow2 to /e/o.qcow2",
@@ -220,6 +221,13 @@ mod tests {
                 "xl unpause mail-guest",
             ]
         );
+    }
+
+    #[test]
+    fn xl_without_an_overlay_leaves_disks_to_the_domains_configuration() {
+        let plan = plan("driver = \"xl\"\nconfig = \"/etc/xen/mail.cfg\"\ndomain = \"mail\"");
+        assert_eq!(plan[..2], ["xl destroy mail (may fail)", "wait until `xl domid mail` fails"]);
+        assert!(!plan.iter().any(|step| step.contains("qemu-img")), "{plan:?}");
     }
 
     #[test]

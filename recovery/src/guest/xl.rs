@@ -44,14 +44,27 @@ impl Driver for Xl {
         let domain = self.domain.as_deref().unwrap_or(job.guest);
         let timeout = self.timeout.0;
         let run = |argv: Vec<String>, may_fail| Action::Run { argv, timeout, may_fail };
-        let mut list = vec![
-            run(argv(["xl", "destroy", domain]), true),
-            Action::Await { argv: argv(["xl", "domid", domain]), says: None, timeout },
-        ];
+        let config = self.config.display().to_string();
+        let mut list = vec![];
+        if let Some(overlay) = &self.overlay {
+            let overlay = overlay.display().to_string();
+            // Before anything is done to the guest: one that starts from another disk would not be clean, and what it did
+            // would not be kept. `-N` creates nothing, and tells the configuration as JSON.
+            list.push(Action::Insist {
+                argv: argv(["xl", "-N", "create", &config]),
+                otherwise: format!(
+                    "{config} does not name {overlay} as a disk: nothing was done to the guest"
+                ),
+                word: overlay,
+                timeout,
+            });
+        }
+        list.push(run(argv(["xl", "destroy", domain]), true));
+        list.push(Action::Await { argv: argv(["xl", "domid", domain]), says: None, timeout });
         if let (Some(base), Some(overlay)) = (&self.base, &self.overlay) {
             list.extend(overlay::renew(job, base, overlay));
         }
-        list.push(run(argv(["xl", "create", "-p", "-q", &self.config.display().to_string()]), false));
+        list.push(run(argv(["xl", "create", "-p", "-q", &config]), false));
         if let Some(secret) = job.secret {
             list.push(Action::XenSecret { domain: domain.to_owned(), from: secret.to_owned(), timeout });
         }

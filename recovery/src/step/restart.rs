@@ -62,7 +62,10 @@ fn act(open: &Open, now: &Incident, n: usize, action: &Action) -> Result<(), Ste
     let took_ms = now_us().saturating_sub(begun) / 1000;
     let (said, line) = match &done {
         Ok(said) => (said.clone(), format!("{action}: {took_ms} ms")),
-        Err(error) => (error.why.clone(), format!("failed after {took_ms} ms: {}", told(action, &error.why))),
+        Err(error) => (
+            format!("{}\n\n{}", error.why, error.output),
+            format!("failed after {took_ms} ms: {}", told(action, &error.why)),
+        ),
     };
     let said = said.trim();
     if !said.is_empty() {
