@@ -106,6 +106,8 @@ struct Sim {
     waiting: Vec<Waiting>,
     /// Requests that a client has on the way at once.
     busy: usize,
+    /// One name is made and removed again and again.
+    hasty: bool,
     now: Instant,
     stamp: i64,
     /// What was known without asking, and true.
@@ -146,6 +148,7 @@ impl Sim {
         let engine = Engine::open(dir.path(), EngineOptions { leases, ..EngineOptions::default() }).unwrap();
         let most = if dice.one_in(3) { 4 } else { 1000 };
         let busy = 1 + dice.roll(5);
+        let hasty = dice.one_in(8);
         let silent = dice.one_in(3).then(|| dice.roll(CLIENTS));
         let client = |n| {
             let bounds = SessionBounds { leases: most, ..SessionBounds::default() };
@@ -173,6 +176,7 @@ impl Sim {
             clients,
             waiting: vec![],
             busy,
+            hasty,
             now: Instant::now(),
             stamp: 0,
             known: 0,
@@ -260,7 +264,7 @@ impl Sim {
     }
 
     fn run(&mut self) {
-        for step in 0..STEPS {
+        for step in 0..if self.hasty { 10 * STEPS } else { STEPS } {
             self.now += Duration::from_millis(1);
             self.note(format!("-- {step}"));
             match self.dice.roll(100) {
@@ -301,12 +305,20 @@ impl Sim {
         if self.clients[which].open.len() >= self.busy {
             return;
         }
-        let Some(dir) = self.dice.pick(&self.directories()) else { return };
-        let text = self.dice.pick(&NAMES).unwrap();
+        let (directories, names) = (self.directories(), if self.hasty { &NAMES[..1] } else { &NAMES });
+        let Some(dir) = self.dice.pick(if self.hasty { &directories[..1] } else { &directories }) else {
+            return;
+        };
+        let text = self.dice.pick(names).unwrap();
         let name_ = name(text);
         let file = self.truth().names.get(&(dir.ino, text.into())).copied();
         let node = file.map(|ino| Node { grant: 0, ino });
-        let (op, nodes): (Op, Vec<Node>) = match self.dice.roll(16) {
+        let what = match self.dice.roll(16) {
+            // Looked up, made and removed, so that inode numbers come again.
+            0..12 if self.hasty => [0, 7, 9][self.dice.roll(3)],
+            any => any,
+        };
+        let (op, nodes): (Op, Vec<Node>) = match what {
             0..3 => (Op::Lookup { parent: dir, name: name_ }, vec![]),
             3 => (Op::Getattr { node: node.unwrap_or(dir), handle: None }, vec![]),
             4 => {
@@ -830,15 +842,19 @@ impl Sim {
         }
         self.known += known;
         self.contained += contained;
-        // Whoever may write before he tells anybody is alone with the file.
+        // Whoever may write before he tells anybody is alone with the file. (The lease of a file that he has removed is of no use to him before he
+        // hears of another one that has got its number.)
         for ino in truth.objects.keys() {
             let node = Node { grant: 0, ino: *ino };
             let honest = || self.clients.iter().enumerate().filter(|(_, client)| client.deluded.is_none());
-            let Some((alone, _)) = honest().find(|(_, client)| client.table.exclusive(node)) else {
-                continue;
+            // Nor before he hears that it is removed.
+            let removes = |open: &Open| matches!(open.op, Op::Unlink { .. } | Op::Rename { .. });
+            let keeps = |client: &Client| {
+                client.table.attr(node, self.now).is_some() && !client.open.values().any(removes)
             };
-            let other =
-                honest().find(|(n, client)| *n != alone && client.table.attr(node, self.now).is_some());
+            let alone = honest().find(|(_, client)| client.table.exclusive(node) && keeps(client));
+            let Some((alone, _)) = alone else { continue };
+            let other = honest().find(|(n, client)| *n != alone && keeps(client));
             if let Some((other, _)) = other {
                 let trace = self.trace.join("\n");
                 panic!("{trace}\nclient {alone} believes to be alone with {ino}, which client {other} keeps");
