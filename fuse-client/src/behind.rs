@@ -18,6 +18,8 @@ use fuser::Errno;
 use parking_lot::Mutex;
 use strongroom_protocol::attr::{Attr, Credentials, Handle, Node, SetAttr, SetTime};
 
+use crate::lease::OwnChange;
+
 /// Bytes and requests under way beyond which answers are held back.
 const MOST_BYTES: usize = 8 << 20;
 const MOST: usize = 32;
@@ -60,7 +62,7 @@ struct File {
     /// The attributes as they will be but for what the gateway's clock says, if they were known.
     attr: Option<Attr>,
     /// To be sent when nothing is under way any more, before whatever waits.
-    setting: Option<Setting>,
+    setting: Option<Begun>,
     waiting: Vec<Waiting>,
 }
 
@@ -97,6 +99,16 @@ impl Setting {
             attr.mtime = time;
         }
     }
+}
+
+/// A change of mode and times that was answered, as the table of leases knows it: from the answer on, not only when it is sent, so that no
+/// attributes from before it are believed meanwhile.
+#[derive(Debug)]
+pub struct Begun {
+    /// What is to be sent.
+    pub setting: Setting,
+    /// The table's.
+    pub change: OwnChange,
 }
 
 struct Waiting {
@@ -157,8 +169,15 @@ impl Behind {
     }
 
     /// A change of mode and times is to be answered early: returns the attributes to tell, and what is to be sent at once; the rest
-    /// is for [`Behind::end`] to hand out. `None` if it must not be. `attr`: the file's attributes, if they are known.
-    pub fn set(&self, node: Node, attr: Option<Attr>, setting: Setting) -> Option<(Attr, Option<Setting>)> {
+    /// is for [`Behind::end`] to hand out. `None` if it must not be. `attr`: the file's attributes, if they are known. `begin` tells the table
+    /// of leases, unless the change becomes a part of one that it knows.
+    pub fn set(
+        &self,
+        node: Node,
+        attr: Option<Attr>,
+        setting: Setting,
+        begin: impl FnOnce() -> OwnChange,
+    ) -> Option<(Attr, Option<Begun>)> {
         let mut inner = self.inner.lock();
         if inner.held.len() >= MOST_HELD || !inner.idle.is_empty() {
             return None;
@@ -168,8 +187,8 @@ impl Behind {
             setting.foretell(foretold);
             let foretold = *foretold;
             match &mut file.setting {
-                Some(before) => before.then(setting),
-                none => *none = Some(setting),
+                Some(before) => before.setting.then(setting),
+                none => *none = Some(Begun { setting, change: begin() }),
             }
             return Some((foretold, None));
         }
@@ -179,7 +198,7 @@ impl Behind {
         inner.files.insert(node, file);
         inner.count += 1;
         self.count.store(inner.count, Ordering::SeqCst);
-        Some((attr, Some(setting)))
+        Some((attr, Some(Begun { setting, change: begin() })))
     }
 
     /// The attributes of a file as they will be, while something of it is under way and nothing waits for that.
@@ -207,7 +226,7 @@ impl Behind {
     /// A write, or a change of attributes ([`WHOLE`]), has ended, well or not. Calls those who waited for that; must be called with no
     /// lock held. Returns what is to be sent next; it is under way from now on.
     #[must_use]
-    pub fn end(&self, node: Node, range: &Range<u64>) -> Option<Setting> {
+    pub fn end(&self, node: Node, range: &Range<u64>) -> Option<Begun> {
         let (answers, waiting, idle, next) = {
             let mut inner = self.inner.lock();
             let file = inner.files.get_mut(&node)?;
@@ -436,31 +455,35 @@ mod tests {
     fn changes_of_attributes_come_after_what_was_written_and_before_what_waits() {
         let (behind, said) = (Behind::default(), Arc::default());
         let (before, time) = (attr(5, 0o600), Time { secs: 7, nanos: 9 });
+        let begin = || crate::lease::Table::default().begin(&[FILE], Instant::now());
         let setting = |mode, mtime| Setting {
             set: SetAttr { mode, mtime, ..SetAttr::default() },
             handle: None,
             by: Credentials { uid: 0, gid: 0 },
         };
-        assert!(behind.set(FILE, None, setting(Some(0o644), None)).is_none(), "who knows what to tell");
+        assert!(
+            behind.set(FILE, None, setting(Some(0o644), None), begin).is_none(),
+            "who knows what to tell"
+        );
         assert!(behind.begin(FILE, &(0..10), Some(before)));
-        let (told, now) = behind.set(FILE, None, setting(Some(0o644), None)).unwrap();
+        let (told, now) = behind.set(FILE, None, setting(Some(0o644), None), begin).unwrap();
         assert_eq!((told.size, told.mode), (10, libc::S_IFREG | 0o644));
         assert!(now.is_none(), "after the write");
-        let (told, now) = behind.set(FILE, None, setting(None, Some(SetTime::At(time)))).unwrap();
+        let (told, now) = behind.set(FILE, None, setting(None, Some(SetTime::At(time))), begin).unwrap();
         assert!(now.is_none());
         assert_eq!((told.mode, told.mtime), (libc::S_IFREG | 0o644, time));
         assert_eq!(behind.foretold(FILE), Some(told));
         assert!(!behind.begin(FILE, &(10..20), None), "it would be overtaken");
         behind.wait(FILE, 0, then(&said, 1));
         assert_eq!(behind.foretold(FILE), None, "something else waits");
-        assert!(behind.set(FILE, None, setting(Some(0), None)).is_none());
+        assert!(behind.set(FILE, None, setting(Some(0), None), begin).is_none());
         let next = behind.end(FILE, &(0..10)).expect("both as one");
-        assert_eq!((next.set.mode, next.set.mtime), (Some(0o644), Some(SetTime::At(time))));
+        assert_eq!((next.setting.set.mode, next.setting.set.mtime), (Some(0o644), Some(SetTime::At(time))));
         assert!(behind.busy(FILE) && said.lock().is_empty());
         assert!(behind.end(FILE, &WHOLE).is_none());
         assert_eq!(*said.lock(), [1]);
         assert!(!behind.any());
-        let (_, now) = behind.set(FILE, Some(before), setting(Some(0o644), None)).unwrap();
+        let (_, now) = behind.set(FILE, Some(before), setting(Some(0o644), None), begin).unwrap();
         assert!(now.is_some() && behind.busy(FILE), "at once");
         assert!(behind.end(FILE, &WHOLE).is_none());
         assert!(!behind.any());

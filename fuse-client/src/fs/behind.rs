@@ -11,7 +11,7 @@ use strongroom_protocol::op::Op;
 use strongroom_protocol::reply::Outcome;
 
 use super::{Attrs, Caller, Fs};
-use crate::behind::{Setting, WHOLE};
+use crate::behind::{Begun, Setting, WHOLE};
 use crate::errno::{Ended, errno};
 use crate::lease::Underway;
 use crate::state::OpenFile;
@@ -119,9 +119,9 @@ impl Fs {
 
     /// Something of a file has ended; what comes next is sent.
     fn end_behind(&self, node: Node, range: &Range<u64>) {
-        if let Some(setting) = self.state.behind.end(node, range) {
-            let change = self.state.leases.table().begin_early(node, Instant::now());
-            self.send_setting(node, setting, Underway::of(&self.state, change));
+        if let Some(Begun { setting, change }) = self.state.behind.end(node, range) {
+            let change = self.state.leases.table().sent(change, Instant::now());
+            self.send_setting(node, Begun { setting, change });
         }
     }
 
@@ -153,22 +153,22 @@ impl Fs {
             } else {
                 let now = Instant::now();
                 let known = table.attr(node, now);
-                let Some((attr, send)) = self.state.behind.set(node, known, setting) else {
-                    return Err(done);
-                };
-                (attr, send.map(|setting| (setting, Underway::of(&self.state, table.begin_early(node, now)))))
+                let begin = || table.begin_early(node, now);
+                let Some(set) = self.state.behind.set(node, known, setting, begin) else { return Err(done) };
+                set
             }
         };
         // The kernel may not keep it: the gateway's clock has not spoken.
         let told = self.shown_attr(node, &attr).map(|attr| Attrs { attr, ttl: Duration::ZERO });
         self.state.behind.answer(Box::new(move || done(told)));
-        if let Some((setting, underway)) = next {
-            self.send_setting(node, setting, underway);
+        if let Some(begun) = next {
+            self.send_setting(node, begun);
         }
         Ok(())
     }
 
-    fn send_setting(&self, node: Node, setting: Setting, underway: Arc<Underway>) {
+    fn send_setting(&self, node: Node, Begun { setting, change }: Begun) {
+        let underway = Underway::of(&self.state, change);
         let (fs, keep) = (self.clone(), Some(underway.clone()));
         let Setting { set, handle, by } = setting;
         let answered = move |result: Result<Answer<'_>, Ended>| {

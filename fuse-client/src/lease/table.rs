@@ -564,6 +564,11 @@ impl Table {
         change
     }
 
+    /// A change that has begun is sent only now: what has ended since it began did not touch the same at the same time.
+    pub fn sent(&self, change: OwnChange, now: Instant) -> OwnChange {
+        OwnChange { asked: self.ask(now), ..change }
+    }
+
     /// A change ends, well or not. Attributes of what it concerned are unknown. Returns, for answers that tell the new state,
     /// when they count as asked for; and which nodes no other change of this guest has touched meanwhile.
     pub fn end(&mut self, change: &OwnChange) -> (Asked, Vec<Node>) {
