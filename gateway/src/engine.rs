@@ -206,7 +206,7 @@ impl Engine {
             undo,
             writeback: Writeback::start(),
             privileged: rustix::process::geteuid().is_root(),
-            started: replay::now(),
+            started: replay::just_now(),
             sessions: AtomicU64::new(1),
             keep_ms: AtomicU64::new(millis(options.leases.keep)),
             watches: Watches::default(),

@@ -29,9 +29,19 @@ const SIZE: u8 = 3;
 /// `first`: whether the attribute was there.
 const ATTRIBUTE: u8 = 4;
 
-/// The present time in the form of a generation ([`Stat::generation`]).
+/// The present time in the form of a generation ([`Stat::generation`]), no later than that of what is made from now on.
 pub(crate) fn now() -> u64 {
-    let now = clock_gettime(ClockId::RealtimeCoarse);
+    at_present(ClockId::RealtimeCoarse)
+}
+
+/// The same, no earlier than that of what was made before: file systems may take finer times than those of the coarse clock (multigrain
+/// timestamps, Linux 6.13).
+pub(crate) fn just_now() -> u64 {
+    at_present(ClockId::Realtime)
+}
+
+fn at_present(clock: ClockId) -> u64 {
+    let now = clock_gettime(clock);
     now.tv_sec.cast_unsigned() << 30 | now.tv_nsec.cast_unsigned()
 }
 
