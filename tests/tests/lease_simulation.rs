@@ -852,7 +852,13 @@ impl Sim {
             let keeps = |client: &Client| {
                 client.table.attr(node, self.now).is_some() && !client.open.values().any(removes)
             };
-            let alone = honest().find(|(_, client)| client.table.exclusive(node) && keeps(client));
+            // While he changes it himself he keeps nothing of it, and is alone with it all the same.
+            let changes = |open: &Open| open.change.as_ref().is_some_and(|change| change.concerns(node));
+            let has = |client: &Client| {
+                let removing = client.open.values().any(removes);
+                keeps(client) || !removing && client.open.values().any(changes)
+            };
+            let alone = honest().find(|(_, client)| client.table.exclusive(node) && has(client));
             let Some((alone, _)) = alone else { continue };
             let other = honest().find(|(n, client)| *n != alone && keeps(client));
             if let Some((other, _)) = other {
