@@ -319,11 +319,11 @@ impl Table {
         true
     }
 
-    /// An answer tells of a node and, if there is one, of its lease.
-    pub fn learn(&mut self, heard: &Heard, node: Node, lease: Lease, attr: &Attr, fresh: bool) {
-        if self.is_present(heard, node, attr.generation) && self.grant(heard, node, lease, fresh) {
-            self.keep_attr(heard, node, attr);
-        }
+    /// An answer tells of a node and, if there is one, of its lease. Returns whether the attributes are kept.
+    pub fn learn(&mut self, heard: &Heard, node: Node, lease: Lease, attr: &Attr, fresh: bool) -> bool {
+        self.is_present(heard, node, attr.generation)
+            && self.grant(heard, node, lease, fresh)
+            && self.keep_attr(heard, node, attr)
     }
 
     /// Whether an answer that speaks of a file of this generation is of the present one that has the number. A file that has lost its last name
@@ -378,9 +378,7 @@ impl Table {
     /// An answer that nobody waits for tells all that is in a file, and its attributes.
     pub fn learn_contents(&mut self, heard: &Heard, node: Node, attr: &Attr, bytes: &[u8], fresh: bool) {
         let whole = attr.size == bytes.len() as u64;
-        let granted =
-            self.is_present(heard, node, attr.generation) && self.grant(heard, node, Lease::Shared, fresh);
-        if !granted || !self.keep_attr(heard, node, attr) || !whole {
+        if !self.learn(heard, node, Lease::Shared, attr, fresh) || !whole {
             return;
         }
         let Some(until) = self.until(heard.asked) else { return };
