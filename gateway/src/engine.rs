@@ -47,10 +47,12 @@ pub use crate::gate::{Admission, Turnstile};
 pub(crate) use replay::now as born_now;
 pub use types::*;
 
+use self::dispatch::Step;
 pub use crate::detect::Verdict;
 use crate::detect::{Watch, Watches};
 use crate::gate::Gate;
 use crate::gate::grant::GrantState;
+use crate::gate::refusal::Checked;
 use crate::handles::Handles;
 use crate::leases::{Change, Deal, Grace, Lessee, LesseeParts, Lessees, Mode, Waiting};
 use crate::locks::Locks;
@@ -87,7 +89,7 @@ pub(crate) struct Shared {
 impl Shared {
     /// Somebody else than the gateway has changed a node: whoever keeps it is told, and not waited for.
     pub(crate) fn changed_outside(&self, node: &Arc<Node>, change: Change<'_>) {
-        for (session, needs) in change.all_holders(node) {
+        for (session, needs) in change.all_concerned(node) {
             if let Some(lessee) = self.lessees.get(session) {
                 lessee.inform(needs);
             }
@@ -100,6 +102,8 @@ pub struct Parked {
     engine: Arc<Shared>,
     deal: Deal,
     waiting: Waiting,
+    /// It is done, and others are to notice.
+    done: Option<Checked<dispatch::Answer>>,
 }
 
 impl Parked {
@@ -250,11 +254,16 @@ impl Engine {
         out: &mut ReplyBuf,
         parked: Option<Box<Parked>>,
     ) -> Result<Served, Box<Parked>> {
-        let deal = parked.map_or_else(|| Deal::new(&session.lessee, Mode::Client), |parked| parked.deal);
-        let served = dispatch::serve_or_wait(&self.gate(session, admission, false, &deal), call, out);
-        match served {
-            Ok(served) => Ok(served.unwrap_or(Served::Done(Done::failed(Errno::IO)))),
-            Err(waiting) => Err(Box::new(Parked { engine: Arc::clone(&self.shared), deal, waiting })),
+        let (deal, done) = match parked {
+            Some(parked) => (parked.deal, parked.done),
+            None => (Deal::new(&session.lessee, Mode::Client), None),
+        };
+        let step = dispatch::serve_or_wait(&self.gate(session, admission, false, &deal), call, out, done);
+        match step {
+            Step::Answered(served) => Ok(served.unwrap_or(Served::Done(Done::failed(Errno::IO)))),
+            Step::Waits(waiting, done) => {
+                Err(Box::new(Parked { engine: Arc::clone(&self.shared), deal, waiting, done }))
+            }
         }
     }
 

@@ -4,7 +4,8 @@
 //! Everything runs on one thread, one step after the other: a client asks, a message arrives, an answer is given, a
 //! connection breaks, somebody's patience ends. Whenever a client knows something without asking, it must be true of the
 //! files at that very moment, except of what the client itself is changing just then, and except for clients that did not
-//! answer a recall in time and have not yet heard that they lost their leases.
+//! answer a recall in time and have not yet heard that they lost their leases. So must be what a kernel has of files that are mapped, which
+//! it uses without asking even the client, as soon as whoever changes them has his answer.
 //!
 //! `STRONGROOM_SIMULATIONS` sets how many schedules are run (2000), `STRONGROOM_SEED` the first seed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
@@ -12,7 +13,7 @@
 #[path = "support/simulation.rs"]
 mod simulation;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,9 +25,9 @@ use strongroom_gateway::engine::{
     Admission, Call, Engine, EngineOptions, EngineSession, LeaseOptions, Parked, ReplyBuf, Served,
     SessionBounds, Turnstile,
 };
-use strongroom_protocol::attr::{Credentials, Node, OpenFlags, SetAttr, SetTime, Time};
+use strongroom_protocol::attr::{Credentials, Handle, Node, OpenFlags, SetAttr, SetTime, Time};
 use strongroom_protocol::codec;
-use strongroom_protocol::lease::{Lease, LeaseTerms, Note, Recalled};
+use strongroom_protocol::lease::{Lease, LeaseTerms, Note, Recalled, What};
 use strongroom_protocol::name::Name;
 use strongroom_protocol::op::{Meant, Op, RenameMode};
 use strongroom_protocol::readdir::entries;
@@ -58,6 +59,17 @@ struct Link {
     down: VecDeque<Message>,
 }
 
+/// What clients mostly ask.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mix {
+    /// Anything, of any name.
+    Any,
+    /// One name is looked up, made and removed again and again, so that inode numbers come again.
+    Hasty,
+    /// One file is mapped, and cut by others. Nobody keeps others waiting for ever.
+    Mapped,
+}
+
 /// What a client remembers of a request.
 struct Open {
     op: Op,
@@ -79,12 +91,40 @@ struct Client {
     /// Requests without an answer.
     open: BTreeMap<u64, Open>,
     next: u64,
-    /// Recalls that it has obeyed and not answered yet.
-    owed: Vec<u64>,
+    /// Recalls that it has obeyed and not answered yet, with the readings that must be over before.
+    owed: Vec<(u64, BTreeSet<u64>)>,
+    /// Files that are mapped: how they are open, and what its kernel has of them.
+    mapped: BTreeMap<u64, (Handle, Option<Vec<u8>>)>,
+    /// Readings under way the bytes of which go as soon as they come.
+    doomed: BTreeSet<u64>,
     /// Never answers recalls.
     silent: bool,
     /// It was too late, and has not heard of this yet: what it believes is its own harm.
     deluded: Option<u64>,
+}
+
+impl Client {
+    /// Readings of a file under way, or of any: their pages are locked.
+    fn readings(&self, ino: Option<u64>) -> BTreeSet<u64> {
+        let of = |open: &Open| match open.op {
+            Op::OpenRead { node, .. } => Some(node.ino),
+            Op::Read { handle, .. } => {
+                self.mapped.iter().find(|(_, (open, _))| *open == handle).map(|(ino, _)| *ino)
+            }
+            _ => None,
+        };
+        let read = |open: &Open| of(open).is_some_and(|read| ino.is_none_or(|ino| ino == read));
+        self.open.iter().filter(|(_, open)| read(open)).map(|(id, _)| *id).collect()
+    }
+
+    /// Has the kernel give up what it has of a mapped file, or of all; returns the readings that must be over before that is done.
+    fn give_up(&mut self, ino: Option<u64>) -> BTreeSet<u64> {
+        let given_up = self.mapped.iter_mut().filter(|(mapped, _)| ino.is_none_or(|ino| ino == **mapped));
+        given_up.for_each(|(_, (_, bytes))| *bytes = None);
+        let readings = self.readings(ino);
+        self.doomed.extend(&readings);
+        readings
+    }
 }
 
 /// A request that waits in the gateway.
@@ -106,15 +146,18 @@ struct Sim {
     waiting: Vec<Waiting>,
     /// Requests that a client has on the way at once.
     busy: usize,
-    /// One name is made and removed again and again.
-    hasty: bool,
+    mix: Mix,
     now: Instant,
     stamp: i64,
     /// What was known without asking, and true.
     known: usize,
     /// Contents among them.
     contained: usize,
+    /// What kernels had of mapped files, and was true.
+    mapped: usize,
     recalls: usize,
+    /// Somebody did not answer in time. Who has not is told of changes without being waited for, for a while.
+    late: bool,
     trace: Vec<String>,
     /// The directories, which stay.
     dirs: Vec<(Node, PathBuf)>,
@@ -148,8 +191,12 @@ impl Sim {
         let engine = Engine::open(dir.path(), EngineOptions { leases, ..EngineOptions::default() }).unwrap();
         let most = if dice.one_in(3) { 4 } else { 1000 };
         let busy = 1 + dice.roll(5);
-        let hasty = dice.one_in(8);
-        let silent = dice.one_in(3).then(|| dice.roll(CLIENTS));
+        let mix = match dice.roll(8) {
+            0 => Mix::Hasty,
+            1 => Mix::Mapped,
+            _ => Mix::Any,
+        };
+        let silent = (mix != Mix::Mapped && dice.one_in(3)).then(|| dice.roll(CLIENTS));
         let client = |n| {
             let bounds = SessionBounds { leases: most, ..SessionBounds::default() };
             let session = EngineSession::new(&engine, &contract(), bounds, &[]);
@@ -164,6 +211,8 @@ impl Sim {
                 open: BTreeMap::new(),
                 next: 0,
                 owed: vec![],
+                mapped: BTreeMap::new(),
+                doomed: BTreeSet::new(),
                 silent: silent == Some(n),
                 deluded: None,
             }
@@ -176,12 +225,14 @@ impl Sim {
             clients,
             waiting: vec![],
             busy,
-            hasty,
+            mix,
             now: Instant::now(),
             stamp: 0,
             known: 0,
             contained: 0,
+            mapped: 0,
             recalls: 0,
+            late: false,
             trace: vec![],
             dirs: vec![],
             truth: None,
@@ -264,7 +315,7 @@ impl Sim {
     }
 
     fn run(&mut self) {
-        for step in 0..if self.hasty { 10 * STEPS } else { STEPS } {
+        for step in 0..if self.mix == Mix::Any { STEPS } else { 10 * STEPS } {
             self.now += Duration::from_millis(1);
             self.note(format!("-- {step}"));
             match self.dice.roll(100) {
@@ -272,7 +323,7 @@ impl Sim {
                 22..52 => self.arrive(),
                 52..82 => self.hear(),
                 82..95 => self.acknowledge(),
-                95 => self.lose_patience(),
+                95 if self.mix != Mix::Mapped => self.lose_patience(),
                 96 => self.break_links(),
                 _ => self.forget(),
             }
@@ -305,17 +356,16 @@ impl Sim {
         if self.clients[which].open.len() >= self.busy {
             return;
         }
-        let (directories, names) = (self.directories(), if self.hasty { &NAMES[..1] } else { &NAMES });
-        let Some(dir) = self.dice.pick(if self.hasty { &directories[..1] } else { &directories }) else {
-            return;
-        };
+        let any = self.mix == Mix::Any;
+        let (directories, names) = (self.directories(), if any { &NAMES } else { &NAMES[..1] });
+        let Some(dir) = self.dice.pick(if any { &directories } else { &directories[..1] }) else { return };
         let text = self.dice.pick(names).unwrap();
         let name_ = name(text);
         let file = self.truth().names.get(&(dir.ino, text.into())).copied();
         let node = file.map(|ino| Node { grant: 0, ino });
-        let what = match self.dice.roll(16) {
-            // Looked up, made and removed, so that inode numbers come again.
-            0..12 if self.hasty => [0, 7, 9][self.dice.roll(3)],
+        let what = match self.dice.roll(20) {
+            0..12 if self.mix == Mix::Hasty => [0, 7, 9][self.dice.roll(3)],
+            0..16 if self.mix == Mix::Mapped => [0, 5, 5, 5, 7, 16][self.dice.roll(6)],
             any => any,
         };
         let (op, nodes): (Op, Vec<Node>) = match what {
@@ -375,15 +425,17 @@ impl Sim {
                 self.clients[which].open.get_mut(&id).unwrap().listed = Some(dir);
                 return;
             }
-            _ => return self.read_ahead(which),
+            15 => return self.read_ahead(which),
+            _ => return self.map(which, node),
         };
         let change = !nodes.is_empty();
         let client = &mut self.clients[which];
-        // A kernel changes one thing at a time in a directory (i_rwsem).
+        // A kernel changes one thing at a time in a directory, and so it does the size of a file (i_rwsem).
         let dirs: Vec<Node> = self.dirs.iter().map(|(dir, _)| *dir).collect();
+        let cuts = matches!(op, Op::Setattr { set: SetAttr { size: Some(_), .. }, .. });
         let busy = |node: &Node| {
             let mut changes = client.open.values().filter_map(|open| open.change.as_ref());
-            dirs.contains(node) && changes.any(|change| change.concerns(*node))
+            (cuts || dirs.contains(node)) && changes.any(|change| change.concerns(*node))
         };
         if nodes.iter().any(busy) {
             return;
@@ -427,6 +479,31 @@ impl Sim {
         let op = Op::ReadFiles { grant: 0, longest: 1000, max_bytes: 1 << 20 };
         let id = self.send_data(which, op, data, asked, None);
         self.clients[which].open.get_mut(&id).unwrap().files = files;
+    }
+
+    /// Maps a file, uses what is mapped, or ends that.
+    fn map(&mut self, which: usize, node: Option<Node>) {
+        let directories = self.directories();
+        let Some(node) = node.filter(|node| !directories.contains(node)) else { return };
+        let client = &mut self.clients[which];
+        if !client.readings(Some(node.ino)).is_empty() {
+            return;
+        }
+        let op = match client.mapped.get(&node.ino) {
+            None => {
+                let flags = OpenFlags { read: true, ..OpenFlags::default() };
+                Op::OpenRead { node, flags, offset: 0, length: 64 }
+            }
+            Some((handle, _)) if self.dice.one_in(3) => {
+                let handle = *handle;
+                client.mapped.remove(&node.ino);
+                Op::Release { handle, lock_owner: None }
+            }
+            Some((handle, None)) => Op::Read { handle: *handle, offset: 0, length: 64 },
+            Some(_) => return,
+        };
+        let asked = client.table.ask(self.now);
+        self.send(which, op, asked, None);
     }
 
     fn send(&mut self, which: usize, op: Op, asked: Asked, change: Option<OwnChange>) -> u64 {
@@ -526,6 +603,7 @@ impl Sim {
             for (event, data, everywhere) in said {
                 if let Event::LeasesLost { id, .. } = event {
                     self.clients[which].deluded = Some(id);
+                    self.late = true;
                 }
                 self.recalls += 1;
                 let on: Vec<usize> =
@@ -549,15 +627,20 @@ impl Sim {
             Some(Message::Event(Event::Recall { id, stamp }, data)) => {
                 let items: Vec<Recalled> = codec::decode_list(&data).unwrap();
                 let mut dropped = Dropped::default();
+                let mut readings = BTreeSet::new();
                 for item in &items {
                     client.table.recall(stamp, item.node, &item.what, now, &mut dropped);
+                    if matches!(item.what, What::All { .. }) {
+                        readings.append(&mut client.give_up(Some(item.node.ino)));
+                    }
                 }
-                client.owed.push(id);
+                client.owed.push((id, readings));
                 self.note(format!("client {which} hears recall {id} at {stamp}: {items:?}"));
             }
             Some(Message::Event(Event::LeasesLost { id, stamp }, _)) => {
                 client.table.lost(stamp, now);
-                client.owed.push(id);
+                let readings = client.give_up(None);
+                client.owed.push((id, readings));
                 client.deluded.take_if(|last| *last <= id);
                 self.note(format!("client {which} hears that all is lost"));
             }
@@ -571,6 +654,7 @@ impl Sim {
         self.note(format!("client {which} hears #{id}"));
         let client = &mut self.clients[which];
         let Some(Open { op, asked, life, change, listed, files }) = client.open.remove(&id) else { return };
+        let doomed = client.doomed.remove(&id);
         let table = &mut client.table;
         let heard = Heard { asked, life, note };
         let ended = change.as_ref().map(|change| (table.end(change), change));
@@ -687,6 +771,13 @@ impl Sim {
                 }
                 table.learn_all(&heard, dir, note.stamp);
             }
+            (Op::OpenRead { node, .. }, Outcome::Opened(handle, _)) => {
+                client.mapped.insert(node.ino, (*handle, (!doomed).then(|| data.to_vec())));
+            }
+            (Op::Read { handle, .. }, Outcome::Data) => {
+                let mapped = client.mapped.values_mut().find(|(open, _)| open == handle);
+                mapped.unwrap().1 = (!doomed).then(|| data.to_vec());
+            }
             (Op::ReadFiles { .. }, Outcome::Data) => {
                 for file in strongroom_protocol::files::files(data) {
                     let file = file.unwrap();
@@ -696,8 +787,13 @@ impl Sim {
             }
             _ => {}
         }
+        // A kernel drops the contents of what it gives another size (fuse_do_setattr in Linux).
+        if let Op::Setattr { node, set: SetAttr { size: Some(_), .. }, .. } = op {
+            client.give_up(Some(node.ino));
+        }
         // What nobody has open leaves its inode number to the next file when it is removed.
         let opened = match outcome {
+            Outcome::Opened(..) if matches!(op, Op::OpenRead { .. }) => None,
             Outcome::Created(handle, _) | Outcome::Opened(handle, _) => Some(handle),
             _ => None,
         };
@@ -716,7 +812,10 @@ impl Sim {
             return;
         }
         let at = self.dice.roll(client.owed.len());
-        let id = client.owed.swap_remove(at);
+        if client.owed[at].1.iter().any(|reading| client.open.contains_key(reading)) {
+            return;
+        }
+        let (id, _) = client.owed.swap_remove(at);
         client.links[link].up.push_back(Request::Recalled(id));
     }
 
@@ -750,6 +849,8 @@ impl Sim {
         }
         client.deluded = None;
         client.owed.clear();
+        client.give_up(None);
+        client.doomed.clear();
         let open = std::mem::take(&mut client.open);
         for change in open.values().filter_map(|open| open.change.as_ref()) {
             client.table.abandon(change, self.now);
@@ -781,7 +882,16 @@ impl Sim {
     fn check(&mut self) {
         let truth = self.truth();
         let directories = self.directories();
-        let (mut known, mut contained) = (0, 0);
+        let (mut known, mut contained, mut mapped) = (0, 0, 0);
+        // Whoever changes their contents has no answer yet.
+        let unanswered: BTreeSet<u64> = self
+            .waiting
+            .iter()
+            .filter_map(|waiting| match waiting.op {
+                Op::Setattr { node, set: SetAttr { size: Some(_), .. }, .. } => Some(node.ino),
+                _ => None,
+            })
+            .collect();
         for (which, client) in self.clients.iter_mut().enumerate() {
             if client.deluded.is_some() {
                 continue;
@@ -821,6 +931,17 @@ impl Sim {
                     }
                 }
             }
+            for (ino, (_, bytes)) in client.mapped.iter().filter(|_| !self.late) {
+                let (Some(bytes), Some(is)) = (bytes, truth.contents.get(ino)) else { continue };
+                if changing(Node { grant: 0, ino: *ino }) || unanswered.contains(ino) {
+                    continue;
+                }
+                mapped += 1;
+                if bytes != is {
+                    let trace = self.trace.join("\n");
+                    panic!("{trace}\nclient {which} has mapped {bytes:?} of {ino}, it is {is:?}");
+                }
+            }
             for dir in directories.iter().filter(|dir| !changing(**dir)) {
                 for text in NAMES {
                     let is = truth.names.get(&(dir.ino, text.into())).copied();
@@ -842,6 +963,7 @@ impl Sim {
         }
         self.known += known;
         self.contained += contained;
+        self.mapped += mapped;
         // Whoever may write before he tells anybody is alone with the file. (The lease of a file that he has removed is of no use to him before he
         // hears of another one that has got its number.)
         for ino in truth.objects.keys() {
@@ -869,6 +991,10 @@ impl Sim {
     }
 }
 
+fn add(one: [usize; 4], other: [usize; 4]) -> [usize; 4] {
+    std::array::from_fn(|n| one[n] + other[n])
+}
+
 fn from_environment(key: &str, default: u64) -> u64 {
     std::env::var(key)
         .map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{key} is no number: {text}")))
@@ -879,30 +1005,30 @@ fn nobody_sees_what_a_completed_change_has_replaced() {
     let first = from_environment("STRONGROOM_SEED", 1);
     let count = from_environment("STRONGROOM_SIMULATIONS", 2000);
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64).min(8);
-    let results: Vec<(usize, usize, usize)> = std::thread::scope(|scope| {
+    let results: Vec<[usize; 4]> = std::thread::scope(|scope| {
         let run = |which: u64| {
             let seeds = (first..first + count).filter(move |seed| seed % threads == which);
-            seeds.fold((0, 0, 0), |(known, contained, recalls), seed| {
+            seeds.fold([0; 4], |sum, seed| {
                 let mut sim = Sim::new(seed);
                 let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| sim.run()));
                 assert!(
                     ran.is_ok(),
                     "schedule {seed} went wrong: STRONGROOM_SEED={seed} STRONGROOM_SIMULATIONS=1 shows it"
                 );
-                (known + sim.known, contained + sim.contained, recalls + sim.recalls)
+                add(sum, [sim.known, sim.contained, sim.mapped, sim.recalls])
             })
         };
         let all: Vec<_> = (0..threads).map(|which| scope.spawn(move || run(which))).collect();
         all.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
-    let (known, contained, recalls) =
-        results.into_iter().fold((0, 0, 0), |all, one| (all.0 + one.0, all.1 + one.1, all.2 + one.2));
+    let [known, contained, mapped, recalls] = results.into_iter().fold([0; 4], add);
     println!(
-        "{count} schedules: {known} things known without asking, {contained} of them contents of files, all true; \
-         {recalls} recalls"
+        "{count} schedules: {known} things known without asking, {contained} of them contents of files, and {mapped} mapped contents, all \
+         true; {recalls} recalls"
     );
     // A client that never knows anything is never wrong.
     assert!(known as u64 > 100 * count, "only {known} things were ever known");
     assert!(contained as u64 > 10 * count, "only {contained} contents were ever known");
+    assert!(mapped as u64 > 20 * count, "only {mapped} contents were ever mapped");
     assert!(recalls as u64 > 5 * count, "only {recalls} recalls");
 }

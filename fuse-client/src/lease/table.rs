@@ -718,6 +718,11 @@ impl Table {
         self.nodes.get(&node).is_some_and(|held| held.lease == Lease::Exclusive)
     }
 
+    /// Whether a change of a node by this guest is under way.
+    pub fn is_changing(&self, node: Node) -> bool {
+        self.nodes.get(&node).is_some_and(|held| held.changing > 0)
+    }
+
     /// Whether what the kernel may have of a node's contents is what the lease speaks of.
     pub fn clean(&self, node: Node, now: Instant) -> bool {
         self.attr(node, now).is_some() && self.nodes.get(&node).is_some_and(|held| held.clean)

@@ -359,6 +359,18 @@ impl Handles {
         self.by_node.contains_key(&node)
     }
 
+    /// Whether a node is open that is no directory: what is mapped is.
+    pub fn has_file(&self, node: Node) -> bool {
+        let mut open =
+            self.by_node.get(&node).into_iter().flatten().filter_map(|number| self.open.get(number));
+        open.any(|file| !file.directory)
+    }
+
+    /// All nodes that are open and no directories.
+    pub fn files(&self) -> Vec<Node> {
+        self.by_node.keys().copied().filter(|node| self.has_file(*node)).collect()
+    }
+
     /// The files of such nodes that are not open at the gateway yet.
     pub fn lazy(&self, which: &dyn Fn(Node) -> bool) -> Vec<Arc<OpenFile>> {
         let open = self.open.values().filter(|file| which(file.node) && !file.at_gateway());

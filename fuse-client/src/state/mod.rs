@@ -161,7 +161,29 @@ impl State {
         if !clean.wait(KERNEL_MAX) {
             // The kernel believes no attributes that it asks for before a notice comes and gets after it: none may come later.
             begun.wait(BEGUN_MAX);
+            // What is being read is answered, whoever waits for this. What is being written may be waiting for somebody who does.
+            if !drop.pages.iter().any(|node| self.is_changing(*node)) {
+                clean.wait(READ_MAX);
+            }
         }
+    }
+
+    fn is_changing(&self, node: Node) -> bool {
+        self.behind.busy(node) || self.leases.table().is_changing(node)
+    }
+
+    /// The kernel uses pages of a file that is open without asking, for mappings and for sendfile(2). So where a lease ends, they
+    /// go, also if nobody is about to change them: of later changes this guest is not told. Adds them to what is to be forgotten.
+    pub fn give_up_pages(&self, drop: &mut Drop) {
+        let handles = self.handles.lock();
+        drop.pages.extend(drop.open.iter().copied().filter(|node| handles.has_file(*node)));
+        drop.pages.sort_unstable();
+        drop.pages.dedup();
+    }
+
+    /// The same where all leases end.
+    pub fn give_up_all_pages(&self, drop: &mut Drop) {
+        drop.pages = self.handles.lock().files();
     }
 }
 
@@ -220,5 +242,7 @@ const MAKING_MAX: Duration = Duration::from_millis(100);
 const MAKING_PAUSE: Duration = Duration::from_micros(50);
 /// How long a recall waits for locks of the kernel.
 const KERNEL_MAX: Duration = Duration::from_millis(3);
+/// How long it waits for pages that are being read. With the times above less than a gateway waits for a recall.
+const READ_MAX: Duration = Duration::from_millis(250);
 /// How long it waits for threads to be given a processor.
 const BEGUN_MAX: Duration = Duration::from_millis(500);

@@ -68,6 +68,15 @@ enum Need {
     End,
 }
 
+/// What a new connection is to a session.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// There is none.
+    Only,
+    /// There are others.
+    Another,
+}
+
 pub(super) struct Keeper {
     shared: Arc<Shared>,
     nudged: mpsc::Receiver<Nudge>,
@@ -259,7 +268,7 @@ impl Keeper {
                 self.status(&welcome);
                 if welcome.boot == session.boot && welcome.resumed {
                     // One connection more, if there is room; closed if not.
-                    let _ = self.install(*channel);
+                    let _ = self.install(*channel, Role::Another);
                 }
                 Some(Duration::ZERO)
             }
@@ -276,7 +285,7 @@ impl Keeper {
         let Some(session) = self.shared.core.lock().session else { return Some(FIRST_PAUSE) };
         match self.knock(Some(session.id), false, &[]) {
             Ok(Knock::Welcome(welcome, _, channel)) if welcome.boot == session.boot && welcome.resumed => {
-                let added = self.install(*channel);
+                let added = self.install(*channel, Role::Another);
                 Some(if added.is_ok() { Duration::ZERO } else { LAST_PAUSE })
             }
             // The gateway restarted in between; the first connection will notice.
@@ -394,7 +403,7 @@ impl Keeper {
             // It is told of all that is held, or has ended it.
             self.shared.state.locks.lock().keep_none();
         }
-        let serial = self.install(*channel)?;
+        let serial = self.install(*channel, Role::Only)?;
         if restarted {
             self.open_all_again(serial, fresh);
         }
@@ -420,14 +429,19 @@ impl Keeper {
     }
 
     /// Adds a connection to the session and starts its reader.
-    fn install(&self, channel: Channel) -> Result<u64, OpenError> {
+    fn install(&self, channel: Channel, role: Role) -> Result<u64, OpenError> {
+        if role == Role::Another && !self.has_company() {
+            // The session is taken up again with the next one.
+            channel.closer.close();
+            return Ok(0);
+        }
         // A gateway that takes nothing any more is as good as gone.
         channel.sender.set_timeout(Some(SEND_MAX)).map_err(KnockError::from)?;
         // What was answered early is with the gateway before the leases end under which it was; and so are locks that are kept.
-        let alone = self.shared.core.lock().live_links() == 0;
+        let alone = role == Role::Only;
         let kept = if alone { self.shared.state.locks.lock().kept() } else { vec![] };
         let late = alone && (self.shared.state.behind.any() || !kept.is_empty());
-        if !late && take_leases(&channel.sender).is_err() {
+        if !alone && take_leases(&channel.sender).is_err() {
             channel.closer.close();
         }
         let sender = channel.sender.clone();
@@ -443,7 +457,7 @@ impl Keeper {
                 heard: Instant::now(),
                 pinged: false,
             };
-            let closed = core.phase == Phase::Closed;
+            let closed = core.phase == Phase::Closed || !alone && core.live_links() == 0;
             match core.links.iter_mut().find(|place| place.is_none()) {
                 Some(place) if !closed => *place = Some(link),
                 _ => {
@@ -472,8 +486,24 @@ impl Keeper {
                     let _ = shared.recalls.send(super::recall::Task::TakeLeases { sender });
                 });
             }));
+        } else if alone {
+            // When the kernel has forgotten what it had under the leases of before, which end with this.
+            let _ = self.shared.recalls.send(super::recall::Task::TakeLeases { sender });
         }
         Ok(serial)
+    }
+
+    /// Whether there was a connection all the time. The gateway ends all leases with the last one, and may know of its end before this side does: what is
+    /// not known to be one there is none here either.
+    fn has_company(&self) -> bool {
+        loop {
+            let Some((serial, closer)) = self.shared.any_link() else { return false };
+            if self.ask(serial, Op::Ping, vec![]).is_ok() {
+                return true;
+            }
+            closer.close();
+            self.shared.link_down(serial);
+        }
     }
 
     /// Asks over one connection and waits for the answer, while other requests wait.

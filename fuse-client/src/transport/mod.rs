@@ -38,7 +38,6 @@ pub use knock::KnockError;
 use crate::contract::ContractFile;
 use crate::errno::Ended;
 use crate::journal::Journal;
-use crate::lease::Drop;
 use crate::state::State;
 use pending::{Core, Pending, Phase, Place, Prepared, Ready};
 
@@ -228,6 +227,11 @@ impl Shared {
     }
 
     /// Ends a connection; its reader notices and does the rest.
+    fn any_link(&self) -> Option<(u64, Closer)> {
+        let core = self.core.lock();
+        core.links.iter().flatten().next().map(|link| (link.serial, link.closer.clone()))
+    }
+
     fn cut(&self, serial: u64) {
         let closer = {
             let core = self.core.lock();
@@ -321,28 +325,37 @@ impl Shared {
 
     /// A connection is gone. With the last one all leases are, before there can be another connection.
     fn link_down(&self, serial: u64) {
-        let (lost, drop) = {
+        let (lost, over) = {
             let mut core = self.core.lock();
             let lost = core.link_down(serial);
             self.sendable.notify_one();
-            (lost, (core.live_links() == 0).then(|| self.state.leases.table().end_life()))
+            let over = core.live_links() == 0;
+            if over {
+                self.end_leases();
+            }
+            (lost, over)
         };
         for pending in lost {
             finish(pending, Err(Ended::Lost));
         }
-        if let Some(drop) = drop {
-            self.take_back(drop);
+        if over {
+            self.forget_names();
         }
     }
 
-    /// Has the kernel forget what is not under a lease any more: its names now, the rest by the thread for recalls.
-    fn take_back(&self, drop: Drop) {
+    /// All leases are over. The thread for recalls has the kernel forget what it has, before it says on a new connection that there may be leases again.
+    fn end_leases(&self) {
+        let drop = self.state.leases.table().end_life();
+        // The thread is gone only when the mount ends.
+        let _ = self.recalls.send(recall::Task::Over(drop));
+    }
+
+    /// No name is believed from now on, whenever the rest comes.
+    fn forget_names(&self) {
         self.state.leases.settle();
-        if let Some(kernel) = self.state.leases.kernel().filter(|_| drop.all_entries) {
+        if let Some(kernel) = self.state.leases.kernel() {
             kernel.forget_entries();
         }
-        // The thread is gone only when the mount ends.
-        let _ = self.recalls.send(recall::Task::TakeBack(drop));
     }
 
     fn look(&self) {
@@ -443,15 +456,15 @@ impl Shared {
                 core.superseded = true;
             }
         }
-        let drop = self.state.leases.table().end_life();
-        self.take_back(drop);
+        self.end_leases();
+        self.forget_names();
         self.look();
     }
 
     /// The contract is void: everything ends at once with EACCES, now and until the keeper has found another. `told_by`: the
     /// connection on which that was said. Each is told, and the last may be heard when there is another session already.
     fn void(&self, why: &str, told_by: Option<u64>) {
-        let (ended, closers, drop) = {
+        let (ended, closers) = {
             let mut core = self.core.lock();
             let over = told_by.is_some_and(|serial| !core.has_link(serial));
             if over || matches!(core.phase, Phase::Closed | Phase::Void) {
@@ -461,9 +474,10 @@ impl Shared {
             core.session = None;
             let closers: Vec<Closer> = core.links.iter().flatten().map(|link| link.closer.clone()).collect();
             core.links.iter_mut().for_each(|link| *link = None);
-            (core.drain(), closers, self.state.leases.table().end_life())
+            self.end_leases();
+            (core.drain(), closers)
         };
-        self.take_back(drop);
+        self.forget_names();
         for pending in ended {
             finish(pending, Err(Ended::Void));
         }

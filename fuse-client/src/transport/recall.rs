@@ -26,8 +26,8 @@ pub(super) enum Task {
     Lost { life: u64, id: u64, stamp: u64 },
     /// All is given up that a recall named.
     Acknowledge { id: u64 },
-    /// What the kernel has is not under a lease any more.
-    TakeBack(Drop),
+    /// All leases are over, and this is what the kernel was told under them.
+    Over(Drop),
     /// What was answered early before a connection was lost is with the gateway: there may be leases again.
     TakeLeases { sender: Sender },
     /// The mount ends.
@@ -50,7 +50,10 @@ pub(super) fn run(shared: &Arc<Shared>, tasks: &mpsc::Receiver<Task>) {
             Ok(Task::Recall { life, id, stamp, items }) => shared.recalled(life, id, stamp, &items),
             Ok(Task::Lost { life, id, stamp }) => shared.leases_lost(life, id, stamp),
             Ok(Task::Acknowledge { id }) => shared.send_unanswered(Op::Recalled { id }, vec![]),
-            Ok(Task::TakeBack(drop)) => shared.state.take_back(&drop),
+            Ok(Task::Over(mut drop)) => {
+                shared.state.give_up_all_pages(&mut drop);
+                shared.state.take_back(&drop);
+            }
             // A failure shows on the connection's reader as well.
             Ok(Task::TakeLeases { sender }) => drop(take_leases(&sender)),
             Ok(Task::End) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
@@ -84,11 +87,12 @@ impl Shared {
                 }
             }
         }
+        self.state.give_up_pages(&mut drop);
         self.acknowledge(drop, told, id);
     }
 
     fn leases_lost(self: &Arc<Self>, life: u64, id: u64, stamp: u64) {
-        let drop = {
+        let mut drop = {
             let mut table = self.state.leases.table();
             if table.life() != life {
                 return;
@@ -97,6 +101,7 @@ impl Shared {
             drop.open = self.state.handles.lock().lazy(&|_| true).iter().map(|file| file.node).collect();
             drop
         };
+        self.state.give_up_all_pages(&mut drop);
         self.settings.journal.note("the gateway took all leases back, because an answer was late");
         // Not within the call: what is locked for an argument stays locked until it returns.
         let kept = self.state.locks.lock().kept();

@@ -82,22 +82,46 @@ pub(super) fn serve(gate: &Gate<'_>, call: Call<'_>, out: &mut ReplyBuf) -> Opti
         (call.waits)();
         waiting.sleep(gate.engine)
     };
-    answered(gate, again(gate, &settle, || attempt(gate, call, out)), out)
+    let answer = again(gate, &settle, || attempt(gate, call, out));
+    if gate.deal.ended() {
+        // It is done, whatever comes of this: who is fenced meanwhile is answered all the same.
+        let _ = settle();
+    }
+    answered(gate, answer, out)
 }
 
-/// The same, but returns instead of waiting for others to let go of leases.
+/// How far a request has come.
+pub(super) enum Step {
+    /// It is answered; `None`: it would block and may not.
+    Answered(Option<Served>),
+    /// Others are waited for; with the answer, if it is done but for that.
+    Waits(Waiting, Option<Checked<Answer>>),
+}
+
+/// As [`serve`], but returns instead of waiting for others to let go. `done`: what came with [`Step::Waits`] before.
 pub(super) fn serve_or_wait(
     gate: &Gate<'_>,
     call: Call<'_>,
     out: &mut ReplyBuf,
-) -> Result<Option<Served>, Waiting> {
-    match again(gate, &|| Err(Refusal::Recall), || attempt(gate, call, out)) {
-        Err(Refusal::Recall) => match gate.deal.ask(gate.engine, gate.admission.turnstile()) {
-            Ok(waiting) => Err(waiting),
-            Err(refusal) => Ok(answered(gate, Err(refusal), out)),
+    done: Option<Checked<Answer>>,
+) -> Step {
+    let ask = || gate.deal.ask(gate.engine, gate.admission.turnstile());
+    let answer = match done {
+        Some(answer) => answer,
+        None => match again(gate, &|| Err(Refusal::Recall), || attempt(gate, call, out)) {
+            Err(Refusal::Recall) => match ask() {
+                Ok(waiting) => return Step::Waits(waiting, None),
+                Err(refusal) => Err(refusal),
+            },
+            answer => answer,
         },
-        other => Ok(answered(gate, other, out)),
+    };
+    if gate.deal.ended()
+        && let Ok(waiting) = ask()
+    {
+        return Step::Waits(waiting, Some(answer));
     }
+    Step::Answered(answered(gate, answer, out))
 }
 
 fn answered(gate: &Gate<'_>, answer: Checked<Answer>, out: &ReplyBuf) -> Option<Served> {

@@ -32,6 +32,19 @@ impl<On> Permit<'_, On> {
         Ok(())
     }
 
+    /// The same before its contents are read: those the client's kernel has from then on.
+    ///
+    /// # Errors
+    /// As [`Permit::reading`].
+    pub(crate) fn reading_contents(&self, node: &Arc<Node>) -> Checked<()> {
+        let held = self.scope.hold(node, Wish::Read)?;
+        if held.lease == Lease::None {
+            self.scope.deal.strays(node, self.scope.number, &self.scope.engine.lessees);
+        }
+        self.scope.deal.note_node(held.lease);
+        Ok(())
+    }
+
     /// The same for a node that is opened to be written.
     ///
     /// # Errors

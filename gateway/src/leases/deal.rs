@@ -8,6 +8,7 @@ use strongroom_protocol::attr::Attr;
 use strongroom_protocol::lease::{Lease, Note, What};
 use strongroom_protocol::reply::Failure;
 
+use super::Lessees;
 use super::grace::{Deed, Grace};
 use super::lessee::{Lessee, Need};
 use super::node::{Change, Key, Wish, covers};
@@ -45,8 +46,11 @@ impl Held {
 
 struct Mark {
     node: Arc<Node>,
+    grant: u16,
     /// It is being changed; otherwise read.
     changes: bool,
+    /// Its contents are.
+    data: bool,
 }
 
 /// Something that a holder has answered.
@@ -146,13 +150,10 @@ impl Deal {
                 if !self.was_asked(other, node, &What::Shared) {
                     if !self.is_marked(node, false) {
                         state.begin_sharing();
-                        self.marks.borrow_mut().push(Mark { node: Arc::clone(node), changes: false });
+                        let mark = Mark { node: Arc::clone(node), grant, changes: false, data: false };
+                        self.marks.borrow_mut().push(mark);
                     }
-                    self.needs.borrow_mut().push(Need {
-                        key: other,
-                        node: Arc::clone(node),
-                        what: What::Shared,
-                    });
+                    self.needs.borrow_mut().push(Need::of_lease(other, node, What::Shared));
                     return Err(Refusal::Recall);
                 }
                 return Ok(Held::NOTHING);
@@ -182,6 +183,39 @@ impl Deal {
         Ok(Held { lease: lessee.give(node, key, wish), fresh: true })
     }
 
+    /// To be called before contents of a node are read for a reply with which no lease is given: the client's kernel keeps them
+    /// all the same, and must hear of changes.
+    pub(crate) fn strays(&self, node: &Node, grant: u16, lessees: &Lessees) {
+        let Some(lessee) = &self.lessee else { return };
+        // Also before it says that it takes leases: what it reads on a new connection may come before that.
+        let many = node.leases.lock().add_stray(Key::new(lessee.number, grant));
+        if let Some(mut gone) = many {
+            gone.retain(|stray| lessees.get(stray.session()).is_none());
+            gone.sort_unstable();
+            node.leases.lock().remove_strays(&gone);
+        }
+    }
+
+    /// To be called when the operation has had its effect, and before it is answered. Others may be given leases from now on.
+    /// `true`: contents went without a lease to somebody who may have read them before the change, and must be asked to let go
+    /// ([`Deal::ask`]).
+    pub(crate) fn ended(&self) -> bool {
+        let Some(lessee) = &self.lessee else { return false };
+        let mut needs = self.needs.borrow_mut();
+        needs.clear();
+        for mark in self.marks.borrow_mut().extract_if(.., |mark| mark.changes) {
+            let mut state = mark.node.leases.lock();
+            state.end_change();
+            if mark.data {
+                // The kernel of the one who changes knows.
+                let strays = state.take_strays(Key::new(lessee.number, mark.grant));
+                needs.extend(strays.into_iter().map(|key| Need::of_stray(key, &mark.node)));
+            }
+        }
+        self.rounds.set(0);
+        !needs.is_empty()
+    }
+
     /// Does something with the locks of a file; it is told whether the session's client may answer for them itself from now
     /// on. That does not change meanwhile.
     pub(crate) fn with_locks<T>(&self, node: &Node, grant: u16, act: impl FnOnce(bool) -> T) -> T {
@@ -201,15 +235,20 @@ impl Deal {
         let key = Key::new(lessee.number, grant);
         for (node, change) in changes {
             let mut state = node.leases.lock();
-            if !self.is_marked(node, true) {
+            let data = matches!(change, Change::All { data: true, .. });
+            if self.is_marked(node, true) {
+                let mut marks = self.marks.borrow_mut();
+                let ours = marks.iter_mut().filter(|mark| mark.changes && Arc::ptr_eq(&mark.node, node));
+                ours.for_each(|mark| mark.data |= data);
+            } else {
                 state.begin_change(key);
-                self.marks.borrow_mut().push(Mark { node: Arc::clone(node), changes: true });
+                self.marks.borrow_mut().push(Mark { node: Arc::clone(node), grant, changes: true, data });
             }
             state.for_others(key, |holder| {
                 if self.was_asked(holder.key, node, &change.what()) {
                     return;
                 }
-                let need = Need { key: holder.key, node: Arc::clone(node), what: holder.is_told(change) };
+                let need = Need::of_lease(holder.key, node, holder.is_told(change));
                 self.needs.borrow_mut().push(need);
             });
         }

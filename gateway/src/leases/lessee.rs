@@ -68,7 +68,25 @@ pub(crate) struct Need {
     pub(super) key: Key,
     pub(super) node: Arc<Node>,
     pub(super) what: What,
+    /// It has no lease: see [`super::node::State::add_stray`].
+    stray: bool,
 }
+
+impl Need {
+    /// What a lease stands in the way of.
+    pub(super) fn of_lease(key: Key, node: &Arc<Node>, what: What) -> Need {
+        Need { key, node: Arc::clone(node), what, stray: false }
+    }
+
+    /// What was given without a lease has changed.
+    pub(super) fn of_stray(key: Key, node: &Arc<Node>) -> Need {
+        let what = What::All { data: true, open: false };
+        Need { key, node: Arc::clone(node), what, stray: true }
+    }
+}
+
+/// Of which lease an item is that is about none.
+const NO_LEASE: u64 = 0;
 
 struct Item {
     node: Arc<Node>,
@@ -215,7 +233,9 @@ impl Lessee {
             recalls.alone.take().is_some()
         };
         if was_alone {
-            self.void();
+            // What it read on its new connections before it says this, it has without a lease, and is still asked for that.
+            self.void(Pending::is_of_strays);
+            self.repeat();
             // Its client has told of them before it says this.
             self.locks.end_all_keeping(self.number).send();
         }
@@ -238,14 +258,19 @@ impl Lessee {
         self.recalls.lock().alone = Some(Instant::now());
         self.table.lock().open = false;
         if knows {
-            self.void();
+            self.void(|_| false);
         }
     }
 
     /// The session is over.
     pub(crate) fn end(&self) {
         self.recalls.lock().over = true;
-        self.void();
+        self.void(|_| false);
+    }
+
+    /// Whether there are no leases because an answer did not come in time.
+    fn is_punished(&self) -> bool {
+        self.table.lock().from.is_some_and(|from| Instant::now() < from)
     }
 
     /// Gives a lease on a node. The node's leases are looked at again with the table locked.
@@ -331,14 +356,30 @@ impl Lessee {
         self.recall_for(needs, Some(wait), false)
     }
 
-    fn recall_for(&self, needs: Vec<Need>, wait: Option<&Arc<Wait>>, for_room: bool) -> Option<Instant> {
+    fn recall_for(
+        &self,
+        mut needs: Vec<Need>,
+        mut wait: Option<&Arc<Wait>>,
+        for_room: bool,
+    ) -> Option<Instant> {
         let asked = needs.len();
         let mut prepared = 0;
         let mut messages = vec![];
         let (until, too_many) = {
             let mut recalls = self.recalls.lock();
-            if recalls.over || recalls.lost.is_some() {
+            let lost = recalls.lost.is_some();
+            if lost {
+                needs.retain(|need| need.stray);
+            } else if !self.takes() {
+                // Its client keeps nothing.
+                needs.retain(|need| !need.stray);
+            }
+            if recalls.over || needs.is_empty() || lost && recalls.pending.len() >= MOST_PENDING {
                 return None;
+            }
+            if needs.iter().all(|need| need.stray) && (lost || self.is_punished()) {
+                // It has made others wait before. It is told, but has no lease that it could be made to give up before it is trusted again.
+                wait = None;
             }
             // Without a connection it has had its time since it lost the last one.
             let until = recalls.alone.unwrap_or_else(Instant::now) + self.recall;
@@ -492,16 +533,15 @@ impl Lessee {
     /// Takes all leases away at once because an answer did not come in time.
     pub(super) fn take_away(&self) {
         let alone = self.recalls.lock().alone.is_some();
-        if alone { self.void() } else { self.lose() }
+        if alone { self.void(|_| false) } else { self.lose() }
     }
 
     /// All that the session holds, to be recalled.
     pub(super) fn everything(&self) -> Vec<Need> {
         let table = self.table.lock();
         let need = |slot: &Slot| {
-            let node = Arc::clone(slot.node.as_ref()?);
             let what = What::All { data: false, open: false };
-            Some(Need { key: Key::new(self.number, slot.grant), node, what })
+            Some(Need::of_lease(Key::new(self.number, slot.grant), slot.node.as_ref()?, what))
         };
         table.slots.iter().filter_map(need).collect()
     }
@@ -535,13 +575,16 @@ impl Lessee {
         }
     }
 
-    /// All leases are over, and the client knows or is gone.
-    fn void(&self) {
+    /// All leases are over, and the client knows or is gone. `stays`: recalls that it still answers.
+    fn void(&self, stays: impl Fn(&Pending) -> bool) {
         let pending = {
             let mut recalls = self.recalls.lock();
             self.clock.fetch_add(1, Ordering::SeqCst);
             recalls.lost = None;
-            std::mem::take(&mut recalls.pending)
+            let all = std::mem::take(&mut recalls.pending);
+            let (kept, over) = all.into_iter().partition(|(_, pending)| stays(pending));
+            recalls.pending = kept;
+            over
         };
         self.clear(pending, None);
     }
@@ -561,11 +604,19 @@ impl Lessee {
     }
 }
 
+impl Pending {
+    fn is_of_strays(&self) -> bool {
+        self.items.iter().all(|item| item.since == NO_LEASE)
+    }
+}
+
 impl Item {
     /// Marks the lease; `None` if there is none any more.
     fn prepare(need: Need) -> Option<Item> {
-        let Need { key, node, what } = need;
-        let since = {
+        let Need { key, node, what, stray } = need;
+        let since = if stray {
+            NO_LEASE
+        } else {
             let mut state = node.leases.lock();
             let holder = state.get(key)?;
             match what {
@@ -587,6 +638,10 @@ impl Item {
 impl Recalls {
     /// An unanswered recall that asks for the same or more. Not of a name: since then the client may have been told anew.
     fn same(&mut self, need: &Need) -> Option<&mut Pending> {
+        if need.stray {
+            // What was asked before may have been answered by what was read before.
+            return None;
+        }
         let since = {
             let mut state = need.node.leases.lock();
             let holder = state.get(need.key)?;
@@ -643,7 +698,7 @@ impl Table {
                     holder.going = true;
                     // Lazily opened handles of it go on without the lease: they are opened when it is known that it goes.
                     let what = What::All { data: false, open: true };
-                    chosen.push(Need { key, node: Arc::clone(node), what });
+                    chosen.push(Need::of_lease(key, node, what));
                 }
                 None => {}
             }

@@ -71,13 +71,19 @@ impl Change<'_> {
 }
 
 impl Change<'_> {
-    /// What every holder of a lease on a node is to be told, by session.
-    pub(crate) fn all_holders(&self, node: &Arc<Node>) -> HashMap<u64, Vec<Need>> {
+    /// What everybody who may have something of a node is to be told, by session.
+    pub(crate) fn all_concerned(&self, node: &Arc<Node>) -> HashMap<u64, Vec<Need>> {
         let mut all: HashMap<u64, Vec<Need>> = HashMap::new();
-        node.leases.lock().for_others(Key::MIXED, |holder| {
-            let need = Need { key: holder.key, node: Arc::clone(node), what: holder.is_told(self) };
+        let mut state = node.leases.lock();
+        state.for_others(Key::MIXED, |holder| {
+            let need = Need::of_lease(holder.key, node, holder.is_told(self));
             all.entry(holder.key.session()).or_default().push(need);
         });
+        if matches!(self, Change::All { data: true, .. }) {
+            for key in state.take_strays(Key::MIXED) {
+                all.entry(key.session()).or_default().push(Need::of_stray(key, node));
+            }
+        }
         all
     }
 }
@@ -151,6 +157,10 @@ pub(super) struct State {
     exclusive: bool,
     /// It has ever been changed, or was about to be, since the gateway knows of it.
     changed: bool,
+    /// Who was given contents and no lease with them: their kernels have them all the same, and use them for mappings, and for
+    /// sendfile(2), without asking. They are told when a change is done.
+    #[expect(clippy::box_collection, reason = "every node has one of these, and hardly any has strays")]
+    strays: Option<Box<Vec<Key>>>,
 }
 
 impl State {
@@ -171,6 +181,36 @@ impl State {
 
     pub(super) fn end_change(&mut self) {
         self.changing = self.changing.saturating_sub(1);
+    }
+
+    /// Contents are about to be given to a session that has no lease. Returns all such, if there are so many more than before that it
+    /// is worth a look whether they are all there still.
+    pub(super) fn add_stray(&mut self, key: Key) -> Option<Vec<Key>> {
+        let strays = self.strays.get_or_insert_default();
+        if strays.contains(&key) {
+            return None;
+        }
+        strays.push(key);
+        (strays.len() >= MANY && strays.len().is_power_of_two()).then(|| (**strays).clone())
+    }
+
+    /// Sessions are over; in ascending order.
+    pub(super) fn remove_strays(&mut self, gone: &[Key]) {
+        if let Some(strays) = &mut self.strays {
+            strays.retain(|stray| gone.binary_search(stray).is_err());
+        }
+    }
+
+    /// Everybody but `key` who was given contents without a lease, to be told of a change that is done. While others change
+    /// the node, they tell them as well.
+    pub(super) fn take_strays(&mut self, key: Key) -> Vec<Key> {
+        let Some(mut strays) = self.strays.take() else { return vec![] };
+        let told = strays.iter().copied().filter(|stray| *stray != key).collect();
+        if self.changing == 0 {
+            strays.retain(|stray| *stray == key);
+        }
+        self.strays = Some(strays).filter(|strays| !strays.is_empty());
+        told
     }
 
     pub(super) fn begin_sharing(&mut self) {
@@ -416,9 +456,49 @@ mod tests {
     }
 
     #[test]
+    fn who_has_contents_without_a_lease_is_told_by_every_change_under_way() {
+        let [mine, theirs, third] = [1, 2, 3].map(|session| Key::new(session, 3));
+        let mut state = State::default();
+        assert!(state.take_strays(mine).is_empty());
+        state.begin_change(mine);
+        state.begin_change(theirs);
+        state.add_stray(third);
+        state.add_stray(third);
+        state.add_stray(mine);
+        state.end_change();
+        assert_eq!(state.take_strays(mine), [third]);
+        state.end_change();
+        assert_eq!(
+            state.take_strays(theirs),
+            [third, mine],
+            "what it was told before may have been read again"
+        );
+        assert!(state.take_strays(theirs).is_empty() && state.take_strays(mine).is_empty());
+        // A change of one's own leaves what others must tell.
+        state.add_stray(mine);
+        assert!(state.take_strays(mine).is_empty());
+        assert_eq!(state.take_strays(theirs), [mine]);
+        assert!(state.strays.is_none(), "no room is taken by what is over");
+    }
+
+    #[test]
+    fn strays_that_are_gone_are_looked_for_now_and_then() {
+        let mut state = State::default();
+        let mut looks = 0;
+        for session in 1..=10_000 {
+            if let Some(all) = state.add_stray(Key::new(session, 0)) {
+                looks += 1;
+                state.remove_strays(&all[..all.len() - 1]);
+            }
+        }
+        assert!(looks > 100);
+        assert!(state.take_strays(Key::MIXED).len() <= MANY);
+    }
+
+    #[test]
     fn a_lease_takes_few_bytes() {
         // Stated in docs/performance.md.
         assert_eq!(size_of::<Holder>(), 32);
-        assert_eq!(size_of::<NodeLeases>(), 72);
+        assert_eq!(size_of::<NodeLeases>(), 80);
     }
 }

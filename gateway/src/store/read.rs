@@ -27,7 +27,7 @@ pub(crate) fn read(
     if i64::try_from(offset).is_err() {
         return Err(Refusal::errno(Errno::INVAL));
     }
-    permit.reading(&open.node)?;
+    permit.reading_contents(&open.node)?;
     permit.undo().reading(&open.node);
     let file = open.file()?;
     let length = (length as usize).min(MAX_DATA);

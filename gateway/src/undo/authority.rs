@@ -92,6 +92,12 @@ impl<'a> Authority<'a> {
     /// Does something until nothing must be counted or waited for first, and nobody holds what it changes.
     pub(super) fn again<T>(&self, mut act: impl FnMut() -> Checked<T>) -> Checked<T> {
         let result = self.attempts(&mut act);
+        if self.deal.borrow().ended()
+            && let Ok(waiting) = self.deal.borrow().ask(self.engine, &self.turnstile)
+        {
+            // It is done, and nobody fences this one.
+            let _ = waiting.sleep(self.engine);
+        }
         // Its marks end here: others may be given leases again.
         self.deal.replace(Deal::new(&self.lessee, Mode::Client));
         result

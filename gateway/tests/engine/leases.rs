@@ -425,6 +425,89 @@ fn who_does_not_answer_loses_everything_and_later_for_longer() {
     assert!(silent.inbox.try_recv().is_err());
 }
 
+fn open_read(node: Node) -> Op {
+    Op::OpenRead { node, flags: READ, offset: 0, length: 20 }
+}
+
+/// Whoever reads while a change is waited for gets no lease, and has what was there before. He is told when the change is made, and
+/// it is not answered before he has let go.
+#[test]
+fn what_is_read_without_a_lease_is_asked_back_once_it_has_changed() {
+    let world = world(LONG);
+    let [keeper, reader, changer] = [0; 3].map(|_| taker(&world));
+    let [file, _, _] = [&keeper, &reader, &changer].map(|taker| {
+        taker.root(0);
+        taker.node(0, "f")
+    });
+    keeper.look(file);
+    let cut = Op::Setattr {
+        node: file,
+        handle: None,
+        set: SetAttr { size: Some(4), ..SetAttr::default() },
+        by: BY,
+    };
+    let heard = changer.beside(cut);
+    let (id, _) = keeper.recall();
+    reader.answer(reader.recall().0);
+    let (done, data) = reader.done(&open_read(file), b"");
+    let handle = opened(done.outcome);
+    assert_eq!((done.note.node, &*data), (Lease::None, &b"0123456789"[..]));
+    keeper.answer(id);
+    let (id, items) = reader.recall();
+    assert_eq!(items, [Recalled { node: file, what: What::All { data: true, open: false } }]);
+    assert!(is_pending(&heard), "the change was answered while a reader had what it replaced");
+    // It is made, and leases are given again.
+    assert_eq!(std::fs::read(world.path("a/f")).unwrap(), b"0123");
+    let again = reader.beside(Op::Read { handle, offset: 0, length: 20 });
+    changer.answer(changer.recall().0);
+    assert_eq!(again.recv_timeout(LONG).unwrap().unwrap().1.node, Lease::Shared);
+    reader.answer(id);
+    heard.recv_timeout(LONG).unwrap().unwrap();
+    assert!(keeper.inbox.try_recv().is_err() && reader.inbox.try_recv().is_err());
+}
+
+/// Who did not answer in time gets no leases for a while, and can keep nobody waiting by what he reads without them either.
+#[test]
+fn who_did_not_answer_is_told_of_what_he_reads_and_not_waited_for() {
+    let world = world(Duration::from_millis(50));
+    let (silent, changer) = (taker(&world), world.guest(whole()));
+    silent.root(0);
+    changer.root(0);
+    let file = silent.node(0, "f");
+    changer.node(0, "f");
+    let handle = opened(silent.ask(&open_read(file)));
+    let cut = |size| Op::Setattr {
+        node: file,
+        handle: None,
+        set: SetAttr { size: Some(size), ..SetAttr::default() },
+        by: BY,
+    };
+    let lost = || {
+        silent.recall();
+        silent.recall();
+        let Ok((Event::LeasesLost { id, .. }, _)) = silent.inbox.recv_timeout(LONG) else { panic!() };
+        id
+    };
+    silent.look(file);
+    attr(changer.ask(&cut(9)));
+    silent.answer(lost());
+    silent.look(file);
+    attr(changer.ask(&cut(8)));
+    let id = lost();
+    for (size, answers) in [(7, false), (6, true)] {
+        // Before it has said that it knows of its loss, and after.
+        if answers {
+            silent.answer(id);
+        }
+        let (done, _) = silent.done(&Op::Read { handle, offset: 0, length: 20 }, b"");
+        assert_eq!(done.note.node, Lease::None);
+        attr(changer.ask(&cut(size)));
+        let (_, items) = silent.recall();
+        assert_eq!(items, [Recalled { node: file, what: What::All { data: true, open: false } }]);
+        assert!(silent.inbox.try_recv().is_err(), "it was waited for");
+    }
+}
+
 #[test]
 fn a_fence_ends_the_waiting_and_the_change_is_not_made() {
     let world = world(LONG);
