@@ -69,13 +69,17 @@ impl Visitor {
     }
 
     fn welcome(&self, boot: u64, resumed: bool) {
+        self.welcome_of(boot, resumed, 1);
+    }
+
+    fn welcome_of(&self, boot: u64, resumed: bool, connections: u16) {
         let welcome = Welcome {
             session: SessionId([7; 16]),
             boot,
             resumed,
             slots: 2,
             in_flight: 16,
-            connections: 1,
+            connections,
             contract: ContractId::from_bytes([1; 16]),
             generation: 1,
             application: "mail".into(),
@@ -96,7 +100,18 @@ impl Visitor {
         self.answer(&Answer::Refused(Refused { code, text: format!("{code:?}") }), &[]);
     }
 
+    /// The next request that is about files.
     fn request(&mut self) -> Request {
+        loop {
+            let request = self.not_for_leases();
+            if request.op != Op::Ping {
+                return request;
+            }
+            self.reply(request.id, Outcome::Done);
+        }
+    }
+
+    fn not_for_leases(&mut self) -> Request {
         loop {
             let request = self.any_request();
             if request.op != Op::TakeLeases {
@@ -105,7 +120,7 @@ impl Visitor {
         }
     }
 
-    /// The next request, even if it is the one for leases.
+    /// The next request, whatever it is.
     fn any_request(&mut self) -> Request {
         assert!(self.channel.receiver.recv(&mut self.frame).unwrap(), "the client hung up");
         codec::decode_header(self.frame.header()).unwrap()
@@ -220,6 +235,25 @@ fn with(
     script: impl FnOnce(&Door, Visitor) + Send,
     client: impl FnOnce(&Transport, &Arc<State>),
 ) {
+    with_both(setup, 1, script, client);
+}
+
+fn with_connections(
+    connections: u16,
+    script: impl FnOnce(&Door, Visitor) + Send,
+    client: impl FnOnce(&Transport, &Arc<State>),
+) {
+    let mut setup = setup(None, true);
+    setup.settings.connections = connections.into();
+    with_both(setup, connections, script, client);
+}
+
+fn with_both(
+    setup: Setup,
+    connections: u16,
+    script: impl FnOnce(&Door, Visitor) + Send,
+    client: impl FnOnce(&Transport, &Arc<State>),
+) {
     let Setup { _dir, settings, door, .. } = setup;
     let state = Arc::new(State::default());
     std::thread::scope(|scope| {
@@ -227,7 +261,7 @@ fn with(
             let first = door.take();
             assert_eq!((first.hello.resume, first.hello.wait), (None, false));
             assert!(!first.chain.is_empty());
-            first.welcome(1, false);
+            first.welcome_of(1, false, connections);
             script(&door, first);
         });
         let transport = Transport::open(settings, state.clone()).unwrap();
@@ -447,8 +481,10 @@ fn a_replaced_contract_file_is_presented_while_the_old_contract_is_good() {
         assert_eq!(second.hello.resume, Some(SessionId([7; 16])), "the session goes on");
         assert_eq!(second.chain, chain);
         second.welcome(1, true);
-        let request = first.request();
-        first.reply(request.id, Outcome::Done);
+        // Whether it is there still, and what the application asks; in any order.
+        let asked = [first.not_for_leases(), first.not_for_leases()];
+        assert!(asked.iter().any(|request| request.op == Op::Ping));
+        asked.iter().for_each(|request| first.reply(request.id, Outcome::Done));
         // Lost before it is answered, presented again; and a session may have all its connections.
         let chain = told.recv_timeout(HANG).unwrap();
         drop(door.take());
@@ -602,4 +638,53 @@ fn with_the_last_connection_all_leases_are_gone_before_there_is_another() {
         // The reader and the keeper may each notice the loss.
         assert!(state.leases.table().life() > life);
     });
+}
+
+/// The gateway may know that a session's last connection is gone, and have ended its leases, before the client knows: so a further
+/// connection is taken only while another one answers.
+#[test]
+fn a_further_connection_is_none_if_the_others_are_dead_at_the_gateway() {
+    let script = |door: &Door, mut first: Visitor| {
+        first.lend();
+        let request = first.any_request();
+        first.leased(request.id, root_attr(), Note { stamp: 1, node: Lease::Shared, ..Note::default() });
+        let further = door.take();
+        assert_eq!(further.hello.resume, Some(SessionId([7; 16])));
+        further.welcome_of(1, true, 2);
+        // Asked whether it is still there, it is not.
+        assert_eq!(first.any_request().op, Op::Ping);
+        first.channel.closer.close();
+        let mut again = door.take();
+        again.welcome_of(1, true, 1);
+        again.lend();
+        let request = again.request();
+        again.reply(request.id, Outcome::Done);
+        // Nothing was said on the other one.
+        let mut further = further;
+        let heard = further.channel.receiver.recv(&mut further.frame).unwrap_or(false);
+        assert!(!heard, "{:?}", codec::decode_header::<Request>(further.frame.header()));
+    };
+    with_connections(2, script, |transport, state| {
+        learn(transport, state);
+        let start = Instant::now();
+        while known(state) {
+            assert!(start.elapsed() < HANG, "leases of connections that are dead are believed");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(ask(transport, unlink("a")).recv_timeout(HANG).unwrap(), Ok(Outcome::Done));
+    });
+}
+
+#[test]
+fn a_further_connection_is_taken_while_another_one_answers() {
+    let script = |door: &Door, mut first: Visitor| {
+        first.lend();
+        let mut further = door.take();
+        further.welcome_of(1, true, 2);
+        let ping = first.any_request();
+        assert_eq!(ping.op, Op::Ping);
+        first.reply(ping.id, Outcome::Done);
+        further.lend();
+    };
+    with_connections(2, script, |_, _| {});
 }

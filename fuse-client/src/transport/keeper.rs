@@ -94,9 +94,9 @@ impl Keeper {
     }
 
     /// Opens the first session. `Keeper` has not been moved to its thread yet.
-    pub(super) fn first(&self) -> Result<(), OpenError> {
+    pub(super) fn first(&mut self) -> Result<(), OpenError> {
         let (welcome, grants, channel) = self.begin()?;
-        self.adopt(&welcome, grants, channel, true)?;
+        self.most = self.adopt(&welcome, grants, channel, true)?;
         Ok(())
     }
 
@@ -441,7 +441,10 @@ impl Keeper {
         let alone = role == Role::Only;
         let kept = if alone { self.shared.state.locks.lock().kept() } else { vec![] };
         let late = alone && (self.shared.state.behind.any() || !kept.is_empty());
-        if !alone && take_leases(&channel.sender).is_err() {
+        if alone && !late {
+            self.shared.let_forget();
+        }
+        if !late && take_leases(&channel.sender).is_err() {
             channel.closer.close();
         }
         let sender = channel.sender.clone();
@@ -486,9 +489,6 @@ impl Keeper {
                     let _ = shared.recalls.send(super::recall::Task::TakeLeases { sender });
                 });
             }));
-        } else if alone {
-            // When the kernel has forgotten what it had under the leases of before, which end with this.
-            let _ = self.shared.recalls.send(super::recall::Task::TakeLeases { sender });
         }
         Ok(serial)
     }

@@ -136,7 +136,7 @@ impl Transport {
             recalls,
             knocking: Mutex::new(None),
         });
-        let keeper = keeper::Keeper::new(shared.clone(), nudged);
+        let mut keeper = keeper::Keeper::new(shared.clone(), nudged);
         shared.thread("recall", move |shared| recall::run(shared, &recalled))?;
         keeper.first()?;
         shared.thread("sender", Shared::send_waiting)?;
@@ -348,6 +348,15 @@ impl Shared {
         let drop = self.state.leases.table().end_life();
         // The thread is gone only when the mount ends.
         let _ = self.recalls.send(recall::Task::Over(drop));
+    }
+
+    /// Waits until the kernel has forgotten what it had under leases that are over.
+    fn let_forget(&self) {
+        let (done, heard) = mpsc::channel();
+        if self.recalls.send(recall::Task::Told(done)).is_ok() {
+            // Nothing is sent: the thread drops its end when it comes to it.
+            let _ = heard.recv();
+        }
     }
 
     /// No name is believed from now on, whenever the rest comes.

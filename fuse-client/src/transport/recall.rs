@@ -28,6 +28,8 @@ pub(super) enum Task {
     Acknowledge { id: u64 },
     /// All leases are over, and this is what the kernel was told under them.
     Over(Drop),
+    /// Somebody waits until all that came before is done.
+    Told(mpsc::Sender<()>),
     /// What was answered early before a connection was lost is with the gateway: there may be leases again.
     TakeLeases { sender: Sender },
     /// The mount ends.
@@ -54,6 +56,7 @@ pub(super) fn run(shared: &Arc<Shared>, tasks: &mpsc::Receiver<Task>) {
                 shared.state.give_up_all_pages(&mut drop);
                 shared.state.take_back(&drop);
             }
+            Ok(Task::Told(waiter)) => drop(waiter),
             // A failure shows on the connection's reader as well.
             Ok(Task::TakeLeases { sender }) => drop(take_leases(&sender)),
             Ok(Task::End) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
