@@ -21,10 +21,11 @@ const LARGEST: usize = 64 * 1024;
 /// No test makes larger files.
 const LARGEST_FILE: u64 = 16 << 20;
 
-/// What is open, and what is mapped for as long as the process lives.
+/// What is open and what is mapped, by the test's numbers.
 #[derive(Default)]
 struct Agent {
     open: HashMap<u32, File>,
+    mapped: HashMap<u32, sys::Mapping>,
     /// The longest that an operation took since it was last asked for, in microseconds.
     slowest: u128,
 }
@@ -55,6 +56,10 @@ impl Agent {
         Ok(match words {
             ["look", path] => look(Path::new(path)),
             ["handle", slot] => self.open.get(&slot.parse()?).map_or_else(|| "closed".into(), look_at),
+            ["peek", slot] => {
+                let pages = self.mapped.get(&slot.parse()?).map(sys::Mapping::pages).unwrap_or_default();
+                sums(pages.iter().map(Vec::as_slice))
+            }
             ["slowest"] => std::mem::take(&mut self.slowest).to_string(),
             _ => match self.change(words)? {
                 Ok(()) => "done".into(),
@@ -104,10 +109,15 @@ impl Agent {
                 let slot = slot.parse()?;
                 options.open(path).map(|file| drop(self.open.insert(slot, file)))
             }
-            ["map", slot] => match self.open.get(&slot.parse()?) {
-                Some(file) => sys::map_for_ever(file),
-                None => Err(io::ErrorKind::NotFound.into()),
-            },
+            ["map", slot] => {
+                let slot = slot.parse()?;
+                match self.open.get(&slot) {
+                    Some(file) => {
+                        sys::Mapping::of(file).map(|mapping| drop(self.mapped.insert(slot, mapping)))
+                    }
+                    None => Err(io::ErrorKind::NotFound.into()),
+                }
+            }
             ["put", slot, offset, size, seed] => {
                 let (offset, bytes) = (offset.parse()?, bytes(size.parse()?, seed.parse()?));
                 match self.open.get(&slot.parse()?) {
@@ -120,6 +130,7 @@ impl Agent {
                 None => Err(io::ErrorKind::NotFound.into()),
             },
             ["close", slot] => {
+                // What is mapped stays so without a descriptor, until another file is.
                 self.open.remove(&slot.parse()?);
                 Ok(())
             }
@@ -197,19 +208,48 @@ fn attributes(metadata: &std::fs::Metadata) -> String {
     )
 }
 
+/// What a mapping of the beginning of an open file must show, page by page; zeros behind its end.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn look_at_pages(file: &File) -> io::Result<String> {
+    let mut bytes = vec![0; sys::Mapping::LENGTH];
+    let mut at = 0;
+    while at < bytes.len() {
+        match file.read_at(&mut bytes[at..], at as u64)? {
+            0 => break,
+            count => at += count,
+        }
+    }
+    Ok(sums(bytes.chunks(sys::Mapping::PAGE)))
+}
+
+/// One number for each page.
+fn sums<'a>(pages: impl Iterator<Item = &'a [u8]>) -> String {
+    pages
+        .map(|page| format!("{:016x} ", page.iter().fold(FNV, fnv)))
+        .collect::<String>()
+        .trim_end()
+        .to_owned()
+}
+
+/// FNV-1a.
+const FNV: u64 = 0xcbf2_9ce4_8422_2325;
+
+fn fnv(hash: u64, byte: &u8) -> u64 {
+    (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+}
+
 fn contents(file: &File) -> String {
     let mut buffer = vec![0; 64 * 1024];
-    // FNV-1a.
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    let mut hash = FNV;
     let mut at = 0;
     while at < LARGEST_FILE {
         match file.read_at(&mut buffer, at) {
             Ok(0) => break,
             Ok(count) => {
                 at += count as u64;
-                for byte in &buffer[..count] {
-                    hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-                }
+                hash = buffer[..count].iter().fold(hash, fnv);
             }
             Err(error) => return said(&error),
         }

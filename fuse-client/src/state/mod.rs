@@ -103,6 +103,15 @@ impl State {
     /// contents are, unless the kernel is busy with them: they are checked before they are used again
     /// ([`crate::lease::Table::soiled`]).
     pub fn take_back(&self, drop: &Drop) {
+        self.take_back_within(drop, Duration::ZERO);
+    }
+
+    /// The same for somebody who waits: contents that are being read are gone as well, which are from before otherwise.
+    pub fn take_back_for_others(&self, drop: &Drop) {
+        self.take_back_within(drop, READ_MAX);
+    }
+
+    fn take_back_within(&self, drop: &Drop, readings: Duration) {
         self.leases.settle();
         let Some(kernel) = self.leases.kernel() else { return };
         if drop.all_entries {
@@ -163,7 +172,7 @@ impl State {
             begun.wait(BEGUN_MAX);
             // What is being read is answered, whoever waits for this. What is being written may be waiting for somebody who does.
             if !drop.pages.iter().any(|node| self.is_changing(*node)) {
-                clean.wait(READ_MAX);
+                clean.wait(readings);
             }
         }
     }

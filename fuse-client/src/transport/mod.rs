@@ -226,12 +226,12 @@ impl Shared {
         }
     }
 
-    /// Ends a connection; its reader notices and does the rest.
     fn any_link(&self) -> Option<(u64, Closer)> {
         let core = self.core.lock();
         core.links.iter().flatten().next().map(|link| (link.serial, link.closer.clone()))
     }
 
+    /// Ends a connection; its reader notices and does the rest.
     fn cut(&self, serial: u64) {
         let closer = {
             let core = self.core.lock();

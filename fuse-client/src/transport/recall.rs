@@ -113,7 +113,7 @@ impl Shared {
 
     /// `told`: of the locks of these the gateway is told, if they are kept here.
     fn acknowledge(self: &Arc<Self>, drop: Drop, told: Vec<Node>, id: u64) {
-        self.state.take_back(&drop);
+        self.state.take_back_for_others(&drop);
         {
             let mut nodes = self.state.nodes.lock();
             for node in drop.over {

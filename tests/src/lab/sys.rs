@@ -213,24 +213,52 @@ pub(super) fn kill_everyone_else(signal: Signal) -> io::Result<()> {
     if unsafe { libc::kill(-1, signal.as_raw()) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Maps a file for reading (at most 1 MiB of it), shared with everybody who has it open, and touches every page. It stays
-/// mapped for as long as the process lives; nothing reads it again.
-pub(crate) fn map_for_ever(file: &std::fs::File) -> io::Result<()> {
-    let length = usize::try_from(file.metadata()?.len().min(1 << 20)).unwrap_or(0);
-    if length == 0 {
-        return Ok(());
+/// The beginning of a file, mapped to be read.
+pub(crate) struct Mapping(usize);
+
+impl Mapping {
+    /// What of a file is mapped, whatever its size.
+    pub(crate) const LENGTH: usize = 16 * Mapping::PAGE;
+    pub(crate) const PAGE: usize = 4096;
+
+    /// Maps a file, shared with everybody who has it open, and touches every page.
+    pub(crate) fn of(file: &std::fs::File) -> io::Result<Mapping> {
+        // SAFETY: a mapping at an address of the kernel's choice replaces nothing, MAP_POPULATE reads it without this process
+        // looking at it, and nobody gets a reference to it.
+        let mapped = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                Mapping::LENGTH,
+                libc::PROT_READ,
+                libc::MAP_SHARED | libc::MAP_POPULATE,
+                std::os::fd::AsRawFd::as_raw_fd(file),
+                0,
+            )
+        };
+        if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Mapping(mapped.addr())) }
     }
-    // SAFETY: a mapping at an address of the kernel's choice replaces nothing, MAP_POPULATE reads it without this process
-    // looking at it, and nobody gets a reference to it.
-    let mapped = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            length,
-            libc::PROT_READ,
-            libc::MAP_SHARED | libc::MAP_POPULATE,
-            std::os::fd::AsRawFd::as_raw_fd(file),
-            0,
-        )
-    };
-    if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+
+    /// The pages that are there, up to the first one that is not, asking nobody.
+    pub(crate) fn pages(&self) -> Vec<Vec<u8>> {
+        let page = |at| {
+            let mut bytes = vec![0_u8; Mapping::PAGE];
+            let to = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+            let from = libc::iovec {
+                iov_base: std::ptr::without_provenance_mut(self.0 + at * Mapping::PAGE),
+                iov_len: bytes.len(),
+            };
+            // SAFETY: the kernel writes at most the length of `bytes` into it. What it reads from is mapped; where nothing is behind a page,
+            // which would be a signal for a load, it says EFAULT.
+            let count = unsafe { libc::process_vm_readv(libc::getpid(), &to, 1, &from, 1, 0) };
+            (count == Mapping::PAGE as isize).then_some(bytes)
+        };
+        (0..Mapping::LENGTH / Mapping::PAGE).map_while(page).collect()
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: it was mapped by `of`, and nobody has a reference to it.
+        unsafe { libc::munmap(std::ptr::without_provenance_mut(self.0), Mapping::LENGTH) };
+    }
 }
