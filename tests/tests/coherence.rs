@@ -163,7 +163,13 @@ impl World {
             let text = format!("{} sees of {what}\n  {seen}\nand the truth is\n  {truth}", APPS[guest]);
             // Whether it would have come right in the end.
             let again = self.guests[guest].ask(what);
-            self.stale.push(format!("{text}\n(asked again: {again})\n{}", self.told()));
+            let object = what.rsplit(' ').next().unwrap_or_default();
+            let about = |line: &&String| line.split([' ', ':']).any(|word| word == object);
+            let mut changes: Vec<&str> =
+                self.history.iter().rev().filter(about).take(25).map(String::as_str).collect();
+            changes.reverse();
+            let changes = changes.join("\n");
+            self.stale.push(format!("{text}\n(asked again: {again})\nof it:\n{changes}\n{}", self.told()));
         }
     }
 

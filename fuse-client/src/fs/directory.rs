@@ -336,6 +336,8 @@ impl Fs {
             let seen = entry.attr?;
             // The page may be older than what is known by now.
             let known = self.state.leases.table().attr(node, Instant::now());
+            // And what is known may be of another file that had the number.
+            let known = known.filter(|known| known.generation == seen.generation);
             fresh = !self.state.nodes.lock().knows(node);
             let attr = known.unwrap_or(seen);
             let mut told = self.found(parent, &entry.name, node, &attr).ok()?;

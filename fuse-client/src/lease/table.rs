@@ -682,7 +682,11 @@ impl Table {
         match names.get(name) {
             Some(link) if link.until <= now || link.to == To::Unknown => Found::Unknown,
             Some(link) => match link.to {
-                To::Node(node) => self.attr(node, now).map_or(Found::Unknown, |attr| Found::Node(node, attr)),
+                // Without names it is a former file that had the number: a listing tells names without saying of which file they are.
+                To::Node(node) => self
+                    .attr(node, now)
+                    .filter(|attr| attr.nlink > 0)
+                    .map_or(Found::Unknown, |attr| Found::Node(node, attr)),
                 _ => Found::Absent,
             },
             None if names.complete.is_some_and(|until| until > now) => Found::Absent,

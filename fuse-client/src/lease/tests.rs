@@ -396,3 +396,21 @@ fn room_is_made_by_what_was_not_used() {
     assert!(world.table.leased(DIR));
     assert!(world.table.len() <= 2);
 }
+
+#[test]
+fn a_name_in_a_listing_is_not_that_of_a_former_file_with_the_number() {
+    let mut world = World::warm();
+    // Its last name is gone, and it is open: it is looked at through a handle.
+    let heard = world.heard(2);
+    let gone = Attr { nlink: 0, ..attr(FILE, 7) };
+    assert!(world.table.learn(&heard, FILE, Lease::Shared, &gone, false));
+    assert_eq!(world.table.attr(FILE, world.now), Some(gone));
+    // It is closed, another guest makes a file that gets the number, and a listing tells its name and nothing else.
+    let heard = Heard { note: Note { names: true, ..heard.note }, ..world.heard(3) };
+    world.table.learn_name(&heard, DIR, &name("new"), Some(FILE));
+    assert_eq!(world.table.lookup(DIR, &name("new"), world.now), Found::Unknown);
+    let new = Attr { generation: 2, ..attr(FILE, 9) };
+    let heard = world.heard(4);
+    assert!(world.table.learn(&heard, FILE, Lease::Shared, &new, false));
+    assert_eq!(world.table.lookup(DIR, &name("new"), world.now), Found::Node(FILE, new));
+}
