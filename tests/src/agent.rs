@@ -56,6 +56,7 @@ impl Agent {
         Ok(match words {
             ["look", path] => look(Path::new(path)),
             ["handle", slot] => self.open.get(&slot.parse()?).map_or_else(|| "closed".into(), look_at),
+            ["read", slot] => self.open.get(&slot.parse()?).map_or_else(|| "closed".into(), contents),
             ["peek", slot] => {
                 let pages = self.mapped.get(&slot.parse()?).map(sys::Mapping::pages).unwrap_or_default();
                 sums(pages.iter().map(Vec::as_slice))
@@ -186,7 +187,13 @@ pub fn look(path: &Path) -> String {
     seen
 }
 
-/// The same for an open file, without extended attributes.
+/// What is in an open file, without asking for anything else.
+#[must_use]
+pub fn look_inside(file: &File) -> String {
+    contents(file)
+}
+
+/// The same, with attributes but for extended ones.
 #[must_use]
 pub fn look_at(file: &File) -> String {
     match file.metadata() {

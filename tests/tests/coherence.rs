@@ -17,7 +17,7 @@ use std::fs::File;
 use std::path::PathBuf;
 
 use pair::{APPS, Dice, Guest};
-use strongroom_tests::agent::{look, look_at, look_at_pages};
+use strongroom_tests::agent::{look, look_at, look_at_pages, look_inside};
 use strongroom_tests::lab::Lab;
 
 /// Files held open at the same time by each guest.
@@ -198,6 +198,14 @@ impl World {
             let truth = look_at_pages(&self.held[guest][&slot]).unwrap();
             let known = truth.get(..seen.len()).unwrap_or(&truth).to_owned();
             self.compare(guest, &line, &seen, &known);
+        }
+        for slot in self.held[guest].keys().copied().collect::<Vec<_>>() {
+            if self.dice.roll(3) == 0 {
+                let line = format!("read {slot}");
+                let seen = self.guests[guest].ask(&line);
+                let truth = look_inside(&self.held[guest][&slot]);
+                self.compare(guest, &line, &seen, &truth);
+            }
         }
     }
 
