@@ -109,8 +109,7 @@ impl Fs {
             };
             if let Some(errno) = failed {
                 fs.state.handles.lock().failed(node, errno);
-                // The kernel keeps what was to be written as the file's contents.
-                fs.forget_pages(node);
+                fs.forget_unwritten(node);
             }
             fs.end_behind(node, &(offset..offset + length as u64));
         };
@@ -200,8 +199,8 @@ impl Fs {
         self.carrier.submit(Call { op, data, pid: NOBODY.pid, done: Box::new(answered), keep });
     }
 
-    /// Has the kernel forget the contents of a file once it is not busy with them.
-    pub(super) fn forget_pages(&self, node: Node) {
+    /// The kernel keeps what was to be written as the file's contents.
+    fn forget_unwritten(&self, node: Node) {
         let Some(kernel) = self.state.leases.kernel().cloned() else { return };
         let number = self.state.nodes.lock().number(node);
         kernel.clone().aside(move || kernel.forget_pages(number));

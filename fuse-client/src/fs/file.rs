@@ -7,7 +7,6 @@ use fuser::{Errno, FopenFlags};
 use strongroom_contracts::Right;
 use strongroom_protocol::attr::{Handle, Node, OpenFlags};
 use strongroom_protocol::frame::MAX_DATA;
-use strongroom_protocol::lease::Lease;
 use strongroom_protocol::name::Name;
 use strongroom_protocol::op::Op;
 use strongroom_protocol::reply::Outcome;
@@ -553,15 +552,9 @@ impl Fs {
         let open = self.state.handles.lock().get(file);
         let Some(open) = open else { return done(Err(Errno::EBADF)) };
         let (fs, node) = (self.clone(), open.node);
-        let paged = !fopen_flags(open.flags).contains(FopenFlags::FOPEN_DIRECT_IO);
         let read = move |result: Result<Answer<'_>, Errno>, change: OwnChange| {
             fs.ended_plainly(&change, result.as_ref().ok(), node);
-            let answer = result?;
-            if paged && answer.note.node == Lease::None {
-                // Nobody would say when what the kernel keeps of it is no longer true.
-                fs.forget_pages(node);
-            }
-            read(answer)
+            read(result?)
         };
         self.change(caller, asking, &[node], read, done);
     }

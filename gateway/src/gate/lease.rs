@@ -100,9 +100,10 @@ impl<On> Permit<'_, On> {
 
     /// The same where the reply has no attributes: they are told beside it if they may be kept.
     pub(crate) fn wrote(&self, node: &Arc<Node>, file: &OwnedFd) {
-        if self.changed(node) != Lease::None
-            && let Ok(stat) = Stat::of(file)
-        {
+        if self.changed(node) == Lease::None {
+            // The client's kernel has what was written.
+            self.scope.deal.strays(node, self.scope.number, &self.scope.engine.lessees);
+        } else if let Ok(stat) = Stat::of(file) {
             self.scope.deal.note_after(self.show(&stat));
         }
     }
