@@ -43,7 +43,7 @@ struct World {
     mix: &'static Mix,
     /// Which of them are mapped.
     maps: [BTreeSet<u64>; 2],
-    /// For so many steps more only this guest changes things, and the other one only looks at what it has mapped.
+    /// For so many steps more only this guest changes things, and the other one only looks at what it has mapped and open.
     quiet: (u64, usize),
 }
 

@@ -350,8 +350,9 @@ impl Handles {
 
     /// What was written to a node and answered early could not be written: all that have it open to write are told, once each.
     pub fn failed(&self, node: Node, errno: Errno) {
-        let open = self.by_node.get(&node).into_iter().flatten().filter_map(|number| self.open.get(number));
-        open.filter(|file| file.flags.write).for_each(|file| *file.failure.lock() = Some(errno));
+        self.files_of(node)
+            .filter(|file| file.flags.write)
+            .for_each(|file| *file.failure.lock() = Some(errno));
     }
 
     /// Whether a node is open.
@@ -361,9 +362,11 @@ impl Handles {
 
     /// Whether a node is open that is no directory: what is mapped is.
     pub fn has_file(&self, node: Node) -> bool {
-        let mut open =
-            self.by_node.get(&node).into_iter().flatten().filter_map(|number| self.open.get(number));
-        open.any(|file| !file.directory)
+        self.files_of(node).any(|file| !file.directory)
+    }
+
+    fn files_of(&self, node: Node) -> impl Iterator<Item = &Arc<OpenFile>> {
+        self.by_node.get(&node).into_iter().flatten().filter_map(|number| self.open.get(number))
     }
 
     /// All nodes that are open and no directories.
@@ -379,8 +382,7 @@ impl Handles {
 
     /// The files of one node that are not open at the gateway yet.
     pub fn lazy_of(&self, node: Node) -> bool {
-        let Some(list) = self.by_node.get(&node) else { return false };
-        list.iter().filter_map(|number| self.open.get(number)).any(|file| !file.at_gateway())
+        self.files_of(node).any(|file| !file.at_gateway())
     }
 
     /// All open files, in the order in which they were opened.

@@ -268,7 +268,7 @@ impl Keeper {
                 self.status(&welcome);
                 if welcome.boot == session.boot && welcome.resumed {
                     // One connection more, if there is room; closed if not.
-                    let _ = self.install(*channel, Role::Another);
+                    let _ = self.install_further(*channel);
                 }
                 Some(Duration::ZERO)
             }
@@ -285,7 +285,7 @@ impl Keeper {
         let Some(session) = self.shared.core.lock().session else { return Some(FIRST_PAUSE) };
         match self.knock(Some(session.id), false, &[]) {
             Ok(Knock::Welcome(welcome, _, channel)) if welcome.boot == session.boot && welcome.resumed => {
-                let added = self.install(*channel, Role::Another);
+                let added = self.install_further(*channel);
                 Some(if added.is_ok() { Duration::ZERO } else { LAST_PAUSE })
             }
             // The gateway restarted in between; the first connection will notice.
@@ -428,13 +428,18 @@ impl Keeper {
         self.shared.settings.journal.status(&line);
     }
 
-    /// Adds a connection to the session and starts its reader.
-    fn install(&self, channel: Channel, role: Role) -> Result<u64, OpenError> {
-        if role == Role::Another && !self.has_company() {
+    /// Adds a connection to those of the session.
+    fn install_further(&self, channel: Channel) -> Result<(), OpenError> {
+        if !self.has_company() {
             // The session is taken up again with the next one.
             channel.closer.close();
-            return Ok(0);
+            return Ok(());
         }
+        self.install(channel, Role::Another).map(drop)
+    }
+
+    /// Adds a connection to the session and starts its reader.
+    fn install(&self, channel: Channel, role: Role) -> Result<u64, OpenError> {
         // A gateway that takes nothing any more is as good as gone.
         channel.sender.set_timeout(Some(SEND_MAX)).map_err(KnockError::from)?;
         // What was answered early is with the gateway before the leases end under which it was; and so are locks that are kept.

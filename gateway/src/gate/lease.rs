@@ -39,10 +39,15 @@ impl<On> Permit<'_, On> {
     pub(crate) fn reading_contents(&self, node: &Arc<Node>) -> Checked<()> {
         let held = self.scope.hold(node, Wish::Read)?;
         if held.lease == Lease::None {
-            self.scope.deal.strays(node, self.scope.number, &self.scope.engine.lessees);
+            self.strays(node);
         }
         self.scope.deal.note_node(held.lease);
         Ok(())
+    }
+
+    /// The client's kernel has contents of a node without a lease.
+    fn strays(&self, node: &Arc<Node>) {
+        self.scope.deal.strays(node, self.scope.number, &self.scope.engine.lessees);
     }
 
     /// The same for a node that is opened to be written.
@@ -101,8 +106,7 @@ impl<On> Permit<'_, On> {
     /// The same where the reply has no attributes: they are told beside it if they may be kept.
     pub(crate) fn wrote(&self, node: &Arc<Node>, file: &OwnedFd) {
         if self.changed(node) == Lease::None {
-            // The client's kernel has what was written.
-            self.scope.deal.strays(node, self.scope.number, &self.scope.engine.lessees);
+            self.strays(node);
         } else if let Ok(stat) = Stat::of(file) {
             self.scope.deal.note_after(self.show(&stat));
         }

@@ -183,8 +183,8 @@ impl Deal {
         Ok(Held { lease: lessee.give(node, key, wish), fresh: true })
     }
 
-    /// To be called before contents of a node are read for a reply with which no lease is given: the client's kernel keeps them
-    /// all the same, and must hear of changes.
+    /// To be called before contents of a node are read, or after they were written, if the reply gives no lease: the client's kernel
+    /// keeps them all the same, and must hear of changes.
     pub(crate) fn strays(&self, node: &Node, grant: u16, lessees: &Lessees) {
         let Some(lessee) = &self.lessee else { return };
         // Also before it says that it takes leases: what it reads on a new connection may come before that.

@@ -270,13 +270,13 @@ impl Lessee {
 
     /// Whether there are no leases because an answer did not come in time.
     fn is_punished(&self) -> bool {
-        self.table.lock().from.is_some_and(|from| Instant::now() < from)
+        self.table.lock().is_barred()
     }
 
     /// Gives a lease on a node. The node's leases are looked at again with the table locked.
     pub(super) fn give(&self, node: &Arc<Node>, key: Key, wish: Wish) -> Lease {
         let mut table = self.table.lock();
-        if !table.open || table.from.is_some_and(|from| Instant::now() < from) {
+        if !table.open || table.is_barred() {
             return Lease::None;
         }
         table.from = None;
@@ -661,6 +661,11 @@ impl Recalls {
 }
 
 impl Table {
+    /// Whether it is too early for leases.
+    fn is_barred(&self) -> bool {
+        self.from.is_some_and(|from| Instant::now() < from)
+    }
+
     /// A free place.
     fn place(&mut self, most: usize) -> Option<u32> {
         if let Some(place) = self.free.pop() {
