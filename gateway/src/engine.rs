@@ -430,10 +430,10 @@ impl EngineSession {
         self.lessee.answered(id)
     }
 
-    /// The session has no connection any more, so that no recall reaches its client. `knows`: the client closed it, and has
-    /// forgotten what it held; otherwise it is given the time of a recall to notice.
-    pub fn left_alone(&self, knows: bool) {
-        self.lessee.leave_alone(knows);
+    /// The session has no connection any more, so that no recall reaches its client. It is given the time of a recall to notice: that
+    /// the connection was closed at its end does not say that its kernel has forgotten anything yet.
+    pub fn left_alone(&self) {
+        self.lessee.leave_alone();
     }
 
     /// A connection of several is gone: what was recalled on it is recalled on the others.

@@ -70,6 +70,14 @@ enum Mix {
     Mapped,
 }
 
+/// Who has noticed that a client's connections are broken, which carry nothing any more.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Broken {
+    /// The client goes on believing what it was told.
+    GatewayKnows,
+    ClientKnows,
+}
+
 /// What a client remembers of a request.
 struct Open {
     op: Op,
@@ -88,6 +96,7 @@ struct Client {
     outbox: Arc<Outbox>,
     table: Table,
     links: Vec<Link>,
+    broken: Option<Broken>,
     /// Requests without an answer.
     open: BTreeMap<u64, Open>,
     next: u64,
@@ -115,6 +124,12 @@ impl Client {
         };
         let read = |open: &Open| of(open).is_some_and(|read| ino.is_none_or(|ino| ino == read));
         self.open.iter().filter(|(_, open)| read(open)).map(|(id, _)| *id).collect()
+    }
+
+    /// All leases are over, and the kernel has nothing any more.
+    fn end_life(&mut self) {
+        drop(self.table.end_life());
+        self.give_up(None);
     }
 
     /// Has the kernel give up what it has of a mapped file, or of all; returns the readings that must be over before that is done.
@@ -208,6 +223,7 @@ impl Sim {
                 outbox,
                 table: Table::default(),
                 links: (0..LINKS).map(|_| Link::default()).collect(),
+                broken: None,
                 open: BTreeMap::new(),
                 next: 0,
                 owed: vec![],
@@ -331,6 +347,7 @@ impl Sim {
             self.check();
         }
         // In the end everybody gets an answer.
+        (0..CLIENTS).for_each(|client| self.mend_links(client));
         let mut left = 100 * STEPS;
         while left > 0
             && (!self.waiting.is_empty() || self.clients.iter().any(|client| !client.open.is_empty()))
@@ -353,7 +370,7 @@ impl Sim {
     /// A client asks something.
     fn ask(&mut self) {
         let which = self.dice.roll(CLIENTS);
-        if self.clients[which].open.len() >= self.busy {
+        if self.clients[which].open.len() >= self.busy || self.clients[which].broken.is_some() {
             return;
         }
         let any = self.mix == Mix::Any;
@@ -606,6 +623,9 @@ impl Sim {
                     self.late = true;
                 }
                 self.recalls += 1;
+                if self.clients[which].broken.is_some() {
+                    continue;
+                }
                 let on: Vec<usize> =
                     if everywhere { (0..LINKS).collect() } else { vec![self.dice.roll(LINKS)] };
                 for link in on {
@@ -823,38 +843,60 @@ impl Sim {
     fn lose_patience(&mut self) {
         let all: Vec<usize> = (0..self.waiting.len()).collect();
         let Some(which) = self.dice.pick(&all) else { return };
-        self.note(format!("patience with {} ends", self.waiting[which].client));
+        self.note(format!("patience of client {} ends", self.waiting[which].client));
         if let Some(parked) = &self.waiting[which].parked {
             parked.give_up();
+        }
+        for client in self.clients.iter_mut().filter(|client| client.broken == Some(Broken::GatewayKnows)) {
+            // It may have been that one who was not back in time, and nobody can tell him.
+            client.deluded = Some(u64::MAX);
+            self.late = true;
         }
         self.collect();
     }
 
-    /// All connections of a client break, and it makes new ones.
+    /// All connections of a client break, or it makes new ones.
     fn break_links(&mut self) {
         let which = self.dice.roll(CLIENTS);
+        if self.clients[which].broken.is_some() {
+            return self.mend_links(which);
+        }
         if self.waiting.iter().any(|waiting| waiting.client == which) {
             return;
         }
-        self.note(format!("client {which} is cut off"));
-        // The gateway notices first or the client does; in between the client is waited for.
         let client = &mut self.clients[which];
-        let knows = self.dice.one_in(2);
-        if knows {
-            client.table.end_life();
-            client.session.left_alone(true);
+        client.links = (0..LINKS).map(|_| Link::default()).collect();
+        let first = if self.dice.one_in(2) {
+            client.session.left_alone();
+            Broken::GatewayKnows
         } else {
-            client.session.left_alone(false);
-            client.table.end_life();
+            client.end_life();
+            Broken::ClientKnows
+        };
+        client.broken = Some(first);
+        let who = if first == Broken::GatewayKnows { "the gateway" } else { "it" };
+        self.note(format!("client {which} is cut off, and {who} knows"));
+        if self.dice.one_in(2) {
+            self.mend_links(which);
+        }
+    }
+
+    /// Whoever did not know knows now, and the client makes new connections.
+    fn mend_links(&mut self, which: usize) {
+        let client = &mut self.clients[which];
+        match client.broken.take() {
+            None => return,
+            Some(Broken::GatewayKnows) => client.end_life(),
+            Some(Broken::ClientKnows) => client.session.left_alone(),
         }
         client.deluded = None;
         client.owed.clear();
-        client.give_up(None);
         client.doomed.clear();
         let open = std::mem::take(&mut client.open);
         for change in open.values().filter_map(|open| open.change.as_ref()) {
             client.table.abandon(change, self.now);
         }
+        self.note(format!("client {which} is back"));
         self.connect(which);
     }
 
@@ -871,6 +913,9 @@ impl Sim {
         }
         let list = codec::encode_list(&vec![node]).unwrap();
         let client = &self.clients[which];
+        if client.broken.is_some() {
+            return;
+        }
         let admission = client.turnstile.enter().unwrap();
         let call =
             Call { id: 0, op: &Op::Forget, data: &list, later: &|| panic!("no locks here"), waits: &|| {} };

@@ -560,11 +560,11 @@ impl Sim {
         self.trace.push(format!("client {which} is cut off"));
         let client = &mut self.clients[which];
         if self.dice.roll(2) == 0 {
-            client.session.left_alone(false);
+            client.session.left_alone();
             drop(client.state.leases.table().end_life());
         } else {
             drop(client.state.leases.table().end_life());
-            client.session.left_alone(true);
+            client.session.left_alone();
         }
         client.life = client.state.leases.table().life();
         client.age += 1;

@@ -6,6 +6,9 @@
 mod pair;
 
 use std::fs;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use pair::{APPS, Dice, Guest};
 use strongroom_tests::lab::{GATEWAY_ADDRESS, Lab, StopHow};
@@ -135,6 +138,46 @@ fn what_is_mapped_is_true_after_the_gateway_was_killed() {
         lab.stop_gateway(StopHow::Kill).unwrap();
         lab.start_gateway().unwrap();
         put_and_look(&mut guests, (value % 2) as usize, 0, value);
+    }
+    drop(guests);
+    lab.down().unwrap();
+}
+
+/// Who is slow to notice that the connections are gone is waited for as for an answer to a recall.
+#[test]
+fn what_is_mapped_is_true_though_its_client_notices_late() {
+    let (lab, mut guests) = begin("mappings-late");
+    lab.stop_gateway(StopHow::Clean).unwrap();
+    let config = lab.etc("storage").join("gateway.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, format!("{text}\n[leases]\nrecall = \"60s\"\n")).unwrap();
+    lab.start_gateway().unwrap();
+    let client = |signal| lab.app(APPS[1], ["pkill", signal, "-x", "mount-strongroo"]).cwd("/").run().unwrap();
+    let gateway = GATEWAY_ADDRESS.split(':').next().unwrap();
+    for value in 1..=6 {
+        for guest in &mut guests {
+            assert_eq!(guest.ask("see 0"), (value - 1).to_string());
+        }
+        client("-STOP");
+        if value % 2 == 0 {
+            lab.stop_gateway(StopHow::Kill).unwrap();
+            lab.start_gateway().unwrap();
+        } else {
+            lab.app(APPS[1], ["ss", "-K", "dst", gateway]).cwd("/").run().unwrap();
+        }
+        let [one, two] = &mut guests;
+        let (done, put) = mpsc::channel();
+        let early = thread::scope(|scope| {
+            scope.spawn(move || done.send(one.ask(&format!("put 0 {value}"))).unwrap());
+            // For a gateway that does not wait for it this is long.
+            let early = put.recv_timeout(Duration::from_millis(300)).ok().map(|_| two.ask("see 0"));
+            client("-CONT");
+            early
+        });
+        assert!(early.is_none_or(|seen| seen == value.to_string()), "changed before {} could know", APPS[1]);
+        for how in ["see", "send"] {
+            assert_eq!(guests[1].ask(&format!("{how} 0")), value.to_string());
+        }
     }
     drop(guests);
     lab.down().unwrap();

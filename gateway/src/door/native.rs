@@ -63,8 +63,6 @@ struct Connection {
     /// Held until the welcome is out: nothing comes before it.
     greeting: Mutex<()>,
     ended: AtomicBool,
-    /// The client has closed it.
-    hung_up: AtomicBool,
     /// Its replies say what may be kept.
     leased: AtomicBool,
 }
@@ -302,7 +300,6 @@ impl NativeDoor {
             parked: Mutex::new(None),
             greeting: Mutex::new(()),
             ended: AtomicBool::new(false),
-            hung_up: AtomicBool::new(false),
             leased: AtomicBool::new(false),
         });
         let mut places = self.places.lock();
@@ -401,7 +398,7 @@ impl Connection {
                     buffers.shrink();
                     continue;
                 }
-                Ok(false) => return self.hung_up.store(true, Ordering::Relaxed),
+                Ok(false) => return,
                 Err(error) => return self.broken(&error),
             }
             let request: Request = match codec::decode_header(buffers.frame.header()) {
@@ -597,7 +594,7 @@ impl Connection {
             return;
         }
         self.closer.close();
-        self.session.detach(self.number.load(Ordering::Relaxed), self.hung_up.load(Ordering::Relaxed));
+        self.session.detach(self.number.load(Ordering::Relaxed));
         if let Some(entry) = self.door.places.lock().get_mut(self.place) {
             *entry = None;
         }

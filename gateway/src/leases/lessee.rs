@@ -234,7 +234,7 @@ impl Lessee {
         };
         if was_alone {
             // What it read on its new connections before it says this, it has without a lease, and is still asked for that.
-            self.void(Pending::is_of_strays);
+            self.void(Pending::is_of_strays, None);
             self.repeat();
             // Its client has told of them before it says this.
             self.locks.end_all_keeping(self.number).send();
@@ -249,23 +249,21 @@ impl Lessee {
         }
     }
 
-    /// The last connection is gone. `knows`: the client has closed it.
-    pub(crate) fn leave_alone(&self, knows: bool) {
+    /// The last connection is gone. Whose end of it was closed does not matter: what a client's kernel has is gone only when the client
+    /// says so.
+    pub(crate) fn leave_alone(&self) {
         if !self.takes() {
             return;
         }
         self.present.store(false, Ordering::SeqCst);
         self.recalls.lock().alone = Some(Instant::now());
         self.table.lock().open = false;
-        if knows {
-            self.void(|_| false);
-        }
     }
 
     /// The session is over.
     pub(crate) fn end(&self) {
         self.recalls.lock().over = true;
-        self.void(|_| false);
+        self.void(|_| false, None);
     }
 
     /// Whether there are no leases because an answer did not come in time.
@@ -533,7 +531,12 @@ impl Lessee {
     /// Takes all leases away at once because an answer did not come in time.
     pub(super) fn take_away(&self) {
         let alone = self.recalls.lock().alone.is_some();
-        if alone { self.void(|_| false) } else { self.lose() }
+        if alone {
+            // It has not been back in time either. Otherwise whoever cuts his connections again and again could hold others up.
+            self.void(|_| false, Some(self.offences.add(Instant::now())));
+        } else {
+            self.lose();
+        }
     }
 
     /// All that the session holds, to be recalled.
@@ -575,8 +578,9 @@ impl Lessee {
         }
     }
 
-    /// All leases are over, and the client knows or is gone. `stays`: recalls that it still answers.
-    fn void(&self, stays: impl Fn(&Pending) -> bool) {
+    /// All leases are over, and the client knows, is gone, or has to say that it has forgotten all before it gets any. `stays`: recalls that
+    /// it still answers; `from`: when there may be leases again.
+    fn void(&self, stays: impl Fn(&Pending) -> bool, from: Option<Instant>) {
         let pending = {
             let mut recalls = self.recalls.lock();
             self.clock.fetch_add(1, Ordering::SeqCst);
@@ -586,7 +590,7 @@ impl Lessee {
             recalls.pending = kept;
             over
         };
-        self.clear(pending, None);
+        self.clear(pending, from);
     }
 
     fn clear(&self, pending: BTreeMap<u64, Pending>, from: Option<Instant>) {

@@ -211,14 +211,14 @@ impl Session {
         Some(number)
     }
 
-    /// Takes a connection away. `knows`: the client closed it.
-    pub fn detach(&self, number: u64, knows: bool) {
+    /// Takes a connection away.
+    pub fn detach(&self, number: u64) {
         let mut links = self.links.lock();
         links.all.retain(|(other, _)| *other != number);
         if links.all.is_empty() && links.alone_since.is_none() {
             links.alone_since = Some(Instant::now());
             // Before a new connection can come.
-            self.engine.left_alone(knows);
+            self.engine.left_alone();
         } else {
             drop(links);
             self.engine.lost_a_link();

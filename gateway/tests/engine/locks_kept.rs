@@ -188,30 +188,36 @@ fn who_does_not_tell_in_time_has_it_all_until_it_does() {
 
 #[test]
 fn what_was_answered_for_ends_with_the_session_and_with_being_asked_plainly() {
-    let world = world(Duration::from_millis(50));
-    let one = player(taker(&world));
-    let two = player_beside(&world, &one);
-    let alone = |one: &Player| {
-        take_alone(one, &[&two]);
+    let pair = |world: &World| {
+        let one = player(taker(world));
+        let two = player_beside(world, &one);
+        (one, two)
+    };
+    let alone = |one: &Player, two: &Player| {
+        take_alone(one, &[two]);
         assert!(one.lock(lock(1, Shared, 0, 9)));
     };
-    alone(&one);
+    let first = world(Duration::from_millis(50));
+    let (one, two) = pair(&first);
+    alone(&one, &two);
     // Gives it back: from now on everything is at the gateway, and late answers do no harm to locks.
     assert_eq!(one.try_lock(lock(9, Unlock, u64::MAX, u64::MAX)), Outcome::Done);
     assert_eq!(two.try_lock(lock(1, Shared, 100, 100)), Outcome::Done);
     assert_eq!(two.try_lock(lock(1, Unlock, 0, u64::MAX)), Outcome::Done);
     one.taker.answer_all();
-    alone(&one);
+    alone(&one, &two);
     // Without a connection it has it all as well, until it has been back or its session is over.
-    one.guest().session.left_alone(true);
+    one.guest().session.left_alone();
     assert_eq!(two.try_lock(lock(1, Shared, 100, 100)), errno(libc::EAGAIN));
     let waits = lock_later(two.taker.guest_copy(), two.handle, lock(1, Shared, 100, 100), true);
     assert!(waits.recv_timeout(Duration::from_millis(100)).is_err());
     assert!(matches!(one.ask(&Op::TakeLeases), Outcome::Terms(_)));
     assert_eq!(waits.recv_timeout(LONG).unwrap(), Outcome::Done);
-    assert_eq!(two.try_lock(lock(1, Unlock, 0, u64::MAX)), Outcome::Done);
-    alone(&one);
-    one.guest().session.left_alone(false);
+    // In another world, as this one has had others wait before.
+    let second = world(Duration::from_millis(50));
+    let (one, two) = pair(&second);
+    alone(&one, &two);
+    one.guest().session.left_alone();
     let waits = lock_later(two.taker.guest_copy(), two.handle, lock(1, Exclusive, 0, 100), true);
     assert!(waits.recv_timeout(Duration::from_millis(100)).is_err());
     one.guest().session.close();
