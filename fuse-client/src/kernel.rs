@@ -10,9 +10,12 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::sys;
+
 /// `enum fuse_notify_code`.
 const INVAL_INODE: i32 = 2;
 const INVAL_ENTRY: i32 = 3;
+const STORE: i32 = 4;
 /// `FUSE_EXPIRE_ONLY` (Linux 6.2).
 const EXPIRE_ONLY: u32 = 1;
 /// Linux 6.16.
@@ -28,12 +31,20 @@ pub struct Kernel {
     names: Arc<Workers>,
     /// For what waits for pages.
     pages: Arc<Workers>,
+    /// For what waits for those who wait, for a limited time.
+    waiters: Arc<Workers>,
 }
 
 impl Kernel {
     /// Takes a descriptor of the device that serves the mount, and finds out what the kernel understands.
     pub fn new(device: OwnedFd) -> Kernel {
-        let mut kernel = Kernel { device, epochs: false, names: Arc::default(), pages: Arc::default() };
+        let mut kernel = Kernel {
+            device,
+            epochs: false,
+            names: Arc::default(),
+            pages: Arc::default(),
+            waiters: Arc::default(),
+        };
         kernel.epochs = kernel.notify(INC_EPOCH, &[]);
         kernel
     }
@@ -73,6 +84,34 @@ impl Kernel {
         self.inval_inode(number, 0, 0);
     }
 
+    /// The kernel has to believe that a file is at least so long. It does so by itself only where it asks for attributes, which it does not
+    /// for mappings, for sendfile(2) and for copy_file_range(2). Waits for the last page if that is being read or written, after it
+    /// has believed it; must not run on a thread that answers requests.
+    ///
+    /// There is no notice for that alone, but one that stores bytes in the page cache (`fuse_notify_store` of the kernel), which first makes the
+    /// file long enough for them. No byte is stored, as nobody here can say which one would be right by then.
+    pub fn lengthen(&self, number: u64, size: u64) {
+        let Some(last) = size.checked_sub(1) else { return };
+        let [message, at] = [(HEADER + 24 + 1) as u32, 1];
+        let mut notice = [0; HEADER + 24];
+        let fields: [&[u8]; 7] = [
+            &message.to_ne_bytes(),
+            &STORE.to_ne_bytes(),
+            &0_u64.to_ne_bytes(),
+            &number.to_ne_bytes(),
+            &last.to_ne_bytes(),
+            &at.to_ne_bytes(),
+            &0_u32.to_ne_bytes(),
+        ];
+        let mut rest = notice.as_mut_slice();
+        for field in fields {
+            let (place, after) = rest.split_at_mut(field.len());
+            place.copy_from_slice(field);
+            rest = after;
+        }
+        sys::write_unreadable(&self.device, &notice);
+    }
+
     fn inval_inode(&self, number: u64, offset: i64, length: i64) -> bool {
         self.notify(INVAL_INODE, &[&number.to_ne_bytes(), &offset.to_ne_bytes(), &length.to_ne_bytes()])
     }
@@ -100,6 +139,11 @@ impl Kernel {
     /// have the directory wait for answers of this program, so that no answer may wait for this.
     pub fn aside_for_names(&self, work: impl FnOnce() + Send + 'static) {
         self.names.clone().take(Box::new(work));
+    }
+
+    /// Does something on another thread that waits for those who wait, for a limited time.
+    pub fn aside_to_wait(&self, work: impl FnOnce() + Send + 'static) {
+        self.waiters.clone().take(Box::new(work));
     }
 
     /// Does something that may have to wait for pages that are being read or written, on another thread. May answer.

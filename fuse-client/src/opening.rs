@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use fuser::Errno;
-use strongroom_protocol::attr::Node;
+use parking_lot::Mutex;
+use strongroom_protocol::attr::{Handle, Node};
 use strongroom_protocol::op::Op;
 use strongroom_protocol::reply::Outcome;
 
@@ -67,6 +68,42 @@ pub fn opened(result: Result<Answer<'_>, Ended>) -> Result<(Wire, u64), Errno> {
     }
 }
 
+/// Does `then` once all that is open is open at the gateway, and the kernel has heard how long each file is: without a connection nobody
+/// was told.
+pub fn tell_sizes(submit: &Submit, state: &Arc<State>, then: impl FnOnce() + Send + 'static) {
+    let (next, known) = (submit.clone(), state.clone());
+    ensure_all(submit, state, &|_| true, move || {
+        let files = known.handles.lock().files();
+        if files.is_empty() {
+            return then();
+        }
+        let left = Arc::new((AtomicUsize::new(files.len()), Mutex::new(Some(then))));
+        for node in files {
+            let (state, left) = (known.clone(), left.clone());
+            let ended = move || {
+                if left.0.fetch_sub(1, Ordering::AcqRel) == 1
+                    && let Some(then) = left.1.lock().take()
+                {
+                    then();
+                }
+            };
+            let handle = state.handles.lock().of_node(node, OpenFile::at_gateway).map(Handle);
+            let done = Box::new(move |result: Result<Answer<'_>, Ended>| match result {
+                Ok(Answer { outcome: Outcome::Attr(attr), .. }) => state.lengthen(node, attr.size, ended),
+                // It was closed meanwhile, or is gone.
+                _ => ended(),
+            });
+            next(Call {
+                op: Op::Getattr { node, handle },
+                data: Payload::default(),
+                pid: 0,
+                done,
+                keep: None,
+            });
+        }
+    });
+}
+
 /// Does `then` once all that is open of these nodes is open at the gateway, or cannot be.
 pub fn ensure_all(
     submit: &Submit,
@@ -79,7 +116,7 @@ pub fn ensure_all(
         return then();
     }
     let left = AtomicUsize::new(lazy.len());
-    let last = Arc::new((left, parking_lot::Mutex::new(Some(then))));
+    let last = Arc::new((left, Mutex::new(Some(then))));
     for open in lazy {
         let last = last.clone();
         ensure(submit, &open, 0, move |_| {

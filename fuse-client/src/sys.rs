@@ -1,10 +1,28 @@
-//! The few system calls that no crate wraps safely: waiting for signals.
-#![allow(unsafe_code, reason = "sigwait(3) and pthread_sigmask(3) have no safe wrapper here")]
+//! The few system calls that no crate wraps safely: waiting for signals, and writing what cannot be read.
+#![allow(
+    unsafe_code,
+    reason = "sigwait(3), pthread_sigmask(3), and writev(2) of bytes that are not there have no safe wrapper"
+)]
 
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 /// The signals that ask the mount to end.
 const ENDING: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+
+/// Writes a message and one byte more, which is not there: whoever takes the message apart fails with EFAULT when it comes to that one.
+pub fn write_unreadable(to: &OwnedFd, message: &[u8]) {
+    let parts = [
+        libc::iovec { iov_base: message.as_ptr().cast_mut().cast(), iov_len: message.len() },
+        // The first page is never mapped (vm.mmap_min_addr), and nothing is ever read from there.
+        libc::iovec { iov_base: std::ptr::without_provenance_mut(1), iov_len: 1 },
+    ];
+    // SAFETY: the kernel only reads, from a slice that outlives the call, and from an address that it checks itself. What it
+    // answers is known beforehand.
+    unsafe {
+        libc::writev(to.as_raw_fd(), parts.as_ptr(), 2);
+    }
+}
 
 /// The set of signals that end the mount, blocked in every thread started after [`EndSignals::block`].
 pub struct EndSignals(libc::sigset_t);

@@ -10,26 +10,39 @@ use strongroom_protocol::attr::{Handle, OpenFlags};
 use strongroom_protocol::reply::Failure;
 
 use crate::gate::refusal::{Checked, Refusal};
+use crate::leases::Key;
 use crate::tree::{Node, Stat};
 use crate::writeback::Portions;
 
 /// That a node is open, or about to be: while this lives, its bytes stay charged even without a name.
 pub(crate) struct Use {
     node: Arc<Node>,
+    /// Whose kernel must hear of it if the file becomes longer.
+    opener: Option<Key>,
     /// Set once it is open.
     file: Option<OwnedFd>,
 }
 
 impl Use {
     /// To be made before the file is opened.
-    pub(crate) fn of(node: &Arc<Node>) -> Use {
+    pub(crate) fn of_file(node: &Arc<Node>, opener: Key) -> Use {
         node.opened();
-        Use { node: Arc::clone(node), file: None }
+        node.leases.opened(opener);
+        Use { node: Arc::clone(node), opener: Some(opener), file: None }
+    }
+
+    /// To be made before the directory is opened.
+    pub(crate) fn of_directory(node: &Arc<Node>) -> Use {
+        node.opened();
+        Use { node: Arc::clone(node), opener: None, file: None }
     }
 }
 
 impl Drop for Use {
     fn drop(&mut self) {
+        if let Some(opener) = self.opener {
+            self.node.leases.closed(opener);
+        }
         let size = self
             .file
             .as_ref()

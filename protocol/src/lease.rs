@@ -85,6 +85,9 @@ pub enum What {
     },
     /// An exclusive lease becomes a shared one: what has been answered and not sent must be sent and answered first.
     Shared,
+    /// A file that the session has open has become longer, and so long; it has no lease. A kernel believes the size that it was told last
+    /// for mappings and sendfile(2), whatever it asks for otherwise.
+    Longer(u64),
 }
 
 #[cfg(test)]

@@ -152,7 +152,8 @@ fn what_is_mapped_is_true_though_its_client_notices_late() {
     let text = fs::read_to_string(&config).unwrap();
     fs::write(&config, format!("{text}\n[leases]\nrecall = \"60s\"\n")).unwrap();
     lab.start_gateway().unwrap();
-    let client = |signal| lab.app(APPS[1], ["pkill", signal, "-x", "mount-strongroo"]).cwd("/").run().unwrap();
+    let client =
+        |signal| lab.app(APPS[1], ["pkill", signal, "-x", "mount-strongroo"]).cwd("/").run().unwrap();
     let gateway = GATEWAY_ADDRESS.split(':').next().unwrap();
     for value in 1..=6 {
         for guest in &mut guests {

@@ -66,7 +66,7 @@ impl Fs {
         }
         let change = table.begin_early(node, now);
         drop(table);
-        Some(Underway::of(&self.state, change))
+        Some(Underway::early(&self.state, change))
     }
 
     /// Writes, and answers as soon as the bounds allow.
@@ -168,7 +168,7 @@ impl Fs {
     }
 
     fn send_setting(&self, node: Node, Begun { setting, change }: Begun) {
-        let underway = Underway::of(&self.state, change);
+        let underway = Underway::early(&self.state, change);
         let (fs, keep) = (self.clone(), Some(underway.clone()));
         let Setting { set, handle, by } = setting;
         let answered = move |result: Result<Answer<'_>, Ended>| {

@@ -101,22 +101,57 @@ impl Fs {
             });
         }
         if !flags.write && self.may(node, Right::Read) {
-            let _gate = self.state.leases.gate();
+            let gate = self.state.leases.gate();
             let keep = self.keep_pages(node);
+            let (longer, known) = {
+                let table = self.state.leases.table();
+                (table.may_be_longer(node), table.attr(node, Instant::now()))
+            };
             if let Some(file) = self.open_lazily(node, flags, libc::S_IFREG) {
-                return done(Ok(Opened { file, flags: keep }));
+                let opened = Opened { file, flags: keep };
+                let Some((when, attr)) = longer.zip(known) else { return done(Ok(opened)) };
+                drop(gate);
+                return self.told_size(node, attr.size, when, opened, done);
             }
         }
         let asked = self.asked();
         let read = move |answer: Answer<'_>| match answer.outcome {
             Outcome::Opened(handle, attr) => {
                 let heard = Heard { asked, life: answer.life, note: answer.note };
-                fs.state.leases.table().learn(&heard, node, heard.note.node, &attr, false);
-                Ok(fs.opened(node, flags, answer.epoch, handle))
+                let longer = {
+                    let mut table = fs.state.leases.table();
+                    table.learn(&heard, node, heard.note.node, &attr, false);
+                    table.may_be_longer(node)
+                };
+                let opened = fs.opened(node, flags, answer.epoch, handle);
+                Ok((opened, longer.map(|when| (when, attr.size))))
             }
             _ => Err(errno(Ended::Protocol)),
         };
-        self.ask(caller, op, Payload::default(), read, done);
+        let fs = self.clone();
+        self.ask(caller, op, Payload::default(), read, move |result| match result {
+            Ok((opened, None)) => done(Ok(opened)),
+            Ok((opened, Some((when, size)))) => fs.told_size(node, size, when, opened, done),
+            Err(errno) => done(Err(errno)),
+        });
+    }
+
+    /// Answers an open when the kernel knows that the file is as long as it is: it does not ask again before it is mapped.
+    fn told_size(
+        &self,
+        node: Node,
+        size: u64,
+        when: u64,
+        opened: Opened,
+        done: impl FnOnce(Result<Opened, Errno>) + Send + 'static,
+    ) {
+        let fs = self.clone();
+        self.state.lengthen(node, size, move || {
+            let _gate = fs.state.leases.gate();
+            fs.state.leases.table().told_size(node, when);
+            let keep = opened.flags & FopenFlags::FOPEN_KEEP_CACHE & fs.keep_pages(node);
+            done(Ok(Opened { flags: opened.flags - FopenFlags::FOPEN_KEEP_CACHE | keep, ..opened }));
+        });
     }
 
     /// Opens what is known to be of a kind without telling the gateway; `None` if that must not be.
@@ -319,9 +354,20 @@ impl Fs {
             return self.write_behind((file, open), offset, payload, underway, done);
         }
         let op = Op::Write { handle: Handle(file), offset };
-        self.settled(caller, open.node, move |fs, ready| match ready {
-            Ok(()) => fs.change_file(caller, file, (op, payload), written, done),
-            Err(errno) => done(Err(errno)),
+        let (node, append) = (open.node, open.flags.append);
+        self.settled(caller, node, move |fs, ready| {
+            let state = fs.state.clone();
+            let told = move |result| match result {
+                // Others have appended meanwhile: the kernel believes that the file ends with what it wrote.
+                Ok((count, size)) if append && size > offset.saturating_add(u64::from(count)) => {
+                    state.lengthen(node, size, move || done(Ok(count)));
+                }
+                result => done(result.map(|(count, _)| count)),
+            };
+            match ready {
+                Ok(()) => fs.change_file(caller, file, (op, payload), written_of, told),
+                Err(errno) => told(Err(errno)),
+            }
         });
     }
 
@@ -561,8 +607,15 @@ impl Fs {
 }
 
 fn written(answer: Answer<'_>) -> Result<u32, Errno> {
+    written_of(answer).map(|(count, _)| count)
+}
+
+/// How much was written, and the size of the file since.
+fn written_of(answer: Answer<'_>) -> Result<(u32, u64), Errno> {
     match answer.outcome {
-        Outcome::Written { count, .. } => u32::try_from(count).map_err(|_| errno(Ended::Protocol)),
+        Outcome::Written { count, size } => {
+            u32::try_from(count).map(|count| (count, size)).map_err(|_| errno(Ended::Protocol))
+        }
         _ => Err(errno(Ended::Protocol)),
     }
 }

@@ -15,17 +15,24 @@ use crate::state::State;
 pub struct Underway {
     state: Arc<State>,
     change: Mutex<Option<OwnChange>>,
+    early: bool,
 }
 
 impl Underway {
     /// A change of these nodes begins.
     pub fn begin(state: &Arc<State>, nodes: &[Node]) -> Arc<Underway> {
-        Underway::of(state, state.leases.begin(nodes))
+        let change = Mutex::new(Some(state.leases.begin(nodes)));
+        Arc::new(Underway { state: state.clone(), change, early: false })
     }
 
-    /// A change that has begun.
-    pub fn of(state: &Arc<State>, change: OwnChange) -> Arc<Underway> {
-        Arc::new(Underway { state: state.clone(), change: Mutex::new(Some(change)) })
+    /// A change that has begun and is answered before the gateway has it.
+    pub fn early(state: &Arc<State>, change: OwnChange) -> Arc<Underway> {
+        Arc::new(Underway { state: state.clone(), change: Mutex::new(Some(change)), early: true })
+    }
+
+    /// Whether it is answered before the gateway has it.
+    pub fn is_early(&self) -> bool {
+        self.early
     }
 
     /// The change, if the result of its request says that it has ended; once. Who stopped waiting knows nothing of that.

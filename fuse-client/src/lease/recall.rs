@@ -24,6 +24,8 @@ pub struct Drop {
     pub pages: Vec<Node>,
     /// The kernel may have names that are not listed here.
     pub all_entries: bool,
+    /// The kernel must hear that these are longer.
+    pub longer: Vec<(Node, u64)>,
     /// What is open of these, unknown to the gateway, must be opened there.
     pub open: Vec<Node>,
     /// What was written to these and answered must be sent.
@@ -40,8 +42,10 @@ impl Table {
     pub fn recall(&mut self, stamp: u64, node: Node, what: &What, now: Instant, drop: &mut Drop) {
         let (seq, mark) = (self.seq, self.mark());
         let Some(held) = self.nodes.get_mut(&node) else {
-            // An answer from before it may still come.
-            self.floor = self.floor.max(stamp);
+            if !matches!(what, What::Longer(_)) {
+                // An answer from before it may still come.
+                self.floor = self.floor.max(stamp);
+            }
             match what {
                 What::Name(_) => {}
                 What::All { data, .. } => {
@@ -50,6 +54,7 @@ impl Table {
                     drop.pages.extend(data.then_some(node));
                 }
                 What::Shared => drop.write.push(node),
+                What::Longer(size) => drop.longer.push((node, *size)),
             }
             return;
         };
@@ -104,6 +109,7 @@ impl Table {
                 }
                 drop.write.push(node);
             }
+            What::Longer(size) => drop.longer.push((node, *size)),
         }
     }
 

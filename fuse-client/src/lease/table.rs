@@ -95,6 +95,8 @@ pub(super) struct Held {
     pub(super) shown: Option<(Time, u64)>,
     /// Whether what the kernel may have of the contents (pages, the listing) is what the lease speaks of.
     pub(super) clean: bool,
+    /// Whether the kernel knows the size: it had nothing of the file when the lease began, or was told since.
+    sized: bool,
     /// Never the same again when something has spoilt `clean`.
     pub(super) soiled: u64,
     /// Time of the last change of the attributes and size when the lease ended, if nothing can have the same and other
@@ -134,6 +136,7 @@ impl Held {
             told: false,
             shown: None,
             clean: false,
+            sized: false,
             soiled: 0,
             last: None,
             names: None,
@@ -189,6 +192,7 @@ impl Held {
         self.names = None;
         self.target = None;
         self.contents = None;
+        self.sized = false;
         self.soil(mark);
     }
 }
@@ -313,8 +317,10 @@ impl Table {
         if fresh {
             // Whatever comes into the kernel's cache from here on comes under the lease.
             held.clean = true;
+            held.sized = true;
         } else if first {
             held.soil(mark);
+            held.sized = false;
         }
         true
     }
@@ -507,6 +513,23 @@ impl Table {
     pub fn show(&mut self, node: Node, attr: &Attr) {
         if let Some(held) = self.nodes.get_mut(&node) {
             held.shown = Some((attr.mtime, attr.size));
+        }
+    }
+
+    /// Whether the kernel may believe in a size from before the lease: other guests may have made the file longer since. Otherwise, for
+    /// [`Table::told_size`].
+    pub fn may_be_longer(&self, node: Node) -> Option<u64> {
+        let held = self.nodes.get(&node).filter(|held| held.leased());
+        match held {
+            None => Some(0),
+            Some(held) => (!held.sized).then_some(held.soiled),
+        }
+    }
+
+    /// The kernel has been told of the size; `when`: what [`Table::may_be_longer`] said before.
+    pub fn told_size(&mut self, node: Node, when: u64) {
+        if let Some(held) = self.nodes.get_mut(&node).filter(|held| held.leased() && held.soiled == when) {
+            held.sized = true;
         }
     }
 
@@ -823,6 +846,7 @@ impl Table {
             && held.leased()
         {
             held.clean = true;
+            held.sized = true;
         }
     }
 

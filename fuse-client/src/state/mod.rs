@@ -160,6 +160,19 @@ impl State {
                 clean.done();
             });
         }
+        let told = Latch::new(drop.longer.len());
+        for (node, size) in &drop.longer {
+            let (number, size, told) = (number(*node), *size, told.clone());
+            let on = kernel.clone();
+            kernel.aside(move || {
+                // What is read from here on is from after the change, and as long. Whatever is in the last page goes once more, as others may
+                // have cut the file again since.
+                on.forget_pages(number);
+                on.lengthen(number, size);
+                on.forget_pages(number);
+                told.done();
+            });
+        }
         if !gone.wait(KERNEL_MAX) {
             // A change of the directory by this guest is under way, and may be waiting for somebody who waits for this.
             kernel.forget_entries();
@@ -175,6 +188,41 @@ impl State {
                 clean.wait(readings);
             }
         }
+        if !told.wait(KERNEL_MAX) {
+            // Pages of it are being read, or written by somebody who waits for this. The kernel hears before it waits for the last one.
+            let begun = Latch::new(drop.longer.len());
+            for (node, size) in &drop.longer {
+                let (on, number, size, begun) = (kernel.clone(), number(*node), *size, begun.clone());
+                kernel.aside(move || {
+                    begun.done();
+                    on.lengthen(number, size);
+                });
+            }
+            begun.wait(BEGUN_MAX);
+            if !drop.longer.iter().any(|(node, _)| self.is_changing(*node)) {
+                told.wait(readings);
+            }
+        }
+    }
+
+    /// Has the kernel hear that a file may be longer than it believes, and then does something. What locks the last page may be waiting for
+    /// that: the kernel has heard before it waits for the page.
+    pub fn lengthen(&self, node: Node, size: u64, then: impl FnOnce() + Send + 'static) {
+        let Some(kernel) = self.leases.kernel() else { return then() };
+        let (on, number) = (kernel.clone(), self.nodes.lock().number(node));
+        let (begun, told) = (Latch::new(1), Latch::new(1));
+        let (begins, tells) = (begun.clone(), told.clone());
+        kernel.aside(move || {
+            begins.done();
+            on.lengthen(number, size);
+            tells.done();
+        });
+        kernel.aside_to_wait(move || {
+            if !told.wait(KERNEL_MAX) {
+                begun.wait(BEGUN_MAX);
+            }
+            then();
+        });
     }
 
     fn is_changing(&self, node: Node) -> bool {

@@ -5,18 +5,18 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use strongroom_channel::{Channel, Sender};
+use strongroom_channel::Channel;
 use strongroom_protocol::attr::LockKind;
-use strongroom_protocol::codec;
 use strongroom_protocol::hello::{GrantInfo, Refused, RefusedCode, SessionId, Welcome};
-use strongroom_protocol::op::{Op, Request};
+use strongroom_protocol::op::Op;
 use strongroom_protocol::reply::Outcome;
 
 use super::call::{Call, Payload};
 use super::heal::reopen;
 use super::knock::{self, Knock, KnockError};
 use super::pending::{Link, Pending, Phase, Prepared, Session};
-use super::{Nudge, Shared, Source, TAKING, finish};
+use super::taking::take_leases;
+use super::{Nudge, Shared, Source, finish};
 use crate::errno::{Ended, errno};
 use crate::lease::Drop;
 use crate::opening;
@@ -414,10 +414,6 @@ impl Keeper {
             }
             self.shared.sendable.notify_one();
         }
-        // Without the leases of before, what is open must be known to the gateway.
-        let asker = self.shared.clone();
-        let submit: opening::Submit = Arc::new(move |call| asker.enqueue(Pending::new(call)));
-        opening::ensure_all(&submit, &self.shared.state, &|_| true, || {});
         self.status(welcome);
         Ok(usize::from(welcome.connections).max(1))
     }
@@ -442,17 +438,32 @@ impl Keeper {
     fn install(&self, channel: Channel, role: Role) -> Result<u64, OpenError> {
         // A gateway that takes nothing any more is as good as gone.
         channel.sender.set_timeout(Some(SEND_MAX)).map_err(KnockError::from)?;
-        // What was answered early is with the gateway before the leases end under which it was; and so are locks that are kept.
+        // What was answered early is with the gateway before the leases end under which it was; and so are locks that are kept, and what is
+        // open, of which the kernel then hears how long it is by now.
         let alone = role == Role::Only;
-        let kept = if alone { self.shared.state.locks.lock().kept() } else { vec![] };
-        let late = alone && (self.shared.state.behind.any() || !kept.is_empty());
+        let state = &self.shared.state;
+        let kept = if alone { state.locks.lock().kept() } else { vec![] };
+        let late = alone && (state.behind.any() || !kept.is_empty() || !state.handles.lock().is_empty());
         if alone && !late {
             self.shared.let_forget();
         }
-        if !late && take_leases(&channel.sender).is_err() {
+        if alone {
+            self.shared.core.lock().without_leases = late;
+        }
+        let (waits, number) = {
+            let mut taking = self.shared.taking.lock();
+            match role {
+                Role::Only if late => (true, taking.begin(channel.sender.clone())),
+                Role::Only => {
+                    taking.none();
+                    (false, 0)
+                }
+                Role::Another => (taking.further(&channel.sender), 0),
+            }
+        };
+        if !waits && take_leases(&channel.sender).is_err() {
             channel.closer.close();
         }
-        let sender = channel.sender.clone();
         let (serial, epoch, life) = {
             let mut core = self.shared.core.lock();
             let serial = core.new_serial();
@@ -487,11 +498,14 @@ impl Keeper {
         }
         if late {
             let (shared, asker) = (self.shared.clone(), self.shared.clone());
-            let submit: opening::Submit = Arc::new(move |call| asker.enqueue(Pending::new(call)));
+            let submit: opening::Submit = Arc::new(move |call| asker.enqueue(Pending::first(call)));
+            let next = submit.clone();
             self.shared.state.behind.wait_for_all(Box::new(move || {
                 telling::tell_all(&submit, &shared.state.clone(), kept, false, move || {
-                    // Readers never send. The thread is gone only when the mount ends.
-                    let _ = shared.recalls.send(super::recall::Task::TakeLeases { sender });
+                    opening::tell_sizes(&next, &shared.state.clone(), move || {
+                        // Readers never send. The thread is gone only when the mount ends.
+                        let _ = shared.recalls.send(super::recall::Task::TakeLeases { number });
+                    });
                 });
             }));
         }
@@ -602,14 +616,6 @@ impl Keeper {
         }
         Ok(())
     }
-}
-
-/// Asks for leases, which must be done on each connection.
-pub(super) fn take_leases(sender: &Sender) -> Result<(), KnockError> {
-    let request = Request { id: TAKING, slot: Default::default(), op: Op::TakeLeases };
-    let mut header = vec![];
-    codec::encode_header(&request, &mut header).map_err(|error| KnockError::Answer(error.to_string()))?;
-    Ok(sender.send(&header, &[])?)
 }
 
 fn note(shared: &Shared, text: &str) {

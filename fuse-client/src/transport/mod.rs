@@ -16,6 +16,7 @@ mod pending;
 mod recall;
 mod signals;
 mod slots;
+mod taking;
 mod translate;
 mod watcher;
 
@@ -95,6 +96,8 @@ struct Shared {
     nudge: mpsc::Sender<Nudge>,
     /// What the thread for recalls is to do.
     recalls: mpsc::Sender<recall::Task>,
+    /// Connections on which no leases may be taken yet.
+    taking: Mutex<taking::Taking>,
     /// The connection on which the keeper waits for an answer.
     knocking: Mutex<Option<Closer>>,
 }
@@ -134,6 +137,7 @@ impl Transport {
             sendable: Condvar::new(),
             nudge,
             recalls,
+            taking: Mutex::default(),
             knocking: Mutex::new(None),
         });
         let mut keeper = keeper::Keeper::new(shared.clone(), nudged);
@@ -182,7 +186,7 @@ impl Shared {
             finish(pending, Err(ended));
             return;
         }
-        let now = core.phase == Phase::Up && core.may_overtake(&pending);
+        let now = core.phase == Phase::Up && core.may_overtake(&pending) && !core.is_held(&pending);
         let id = core.insert(pending);
         match if now { core.prepare(id, &self.state) } else { Prepared::Wait } {
             Prepared::Send(ready) => {
@@ -277,7 +281,7 @@ impl Shared {
                 return self.next_waiting(core);
             };
             let needs_slot = pending.op.needs_slot() && pending.slot.is_none();
-            if needs_slot && slots_out {
+            if core.is_held(pending) || needs_slot && slots_out {
                 continue;
             }
             match core.prepare(id, &self.state) {

@@ -67,8 +67,10 @@ pub(super) struct Pending {
     /// Belongs to the restoring of a session over this one connection: fails with it, does not wait.
     pub(super) direct: bool,
     pub(super) cancelled: bool,
+    /// Goes before leases are taken again.
+    first: bool,
     /// [`Call::keep`].
-    _keep: Option<Arc<Underway>>,
+    keep: Option<Arc<Underway>>,
 }
 
 impl Pending {
@@ -87,8 +89,28 @@ impl Pending {
             raw: false,
             direct: false,
             cancelled: false,
-            _keep: call.keep,
+            first: false,
+            keep: call.keep,
         }
+    }
+
+    /// What must be done before leases are taken again.
+    pub(super) fn first(call: Call) -> Pending {
+        Pending { first: true, ..Pending::new(call) }
+    }
+
+    /// Whether it may go before leases are taken again. Until then the gateway takes what comes for what was answered before the
+    /// connections were lost, and other guests may still keep what they had: nothing that an application waits for goes, but for opening
+    /// what is open here already, which others may wait for that must go.
+    fn precedes_leases(&self) -> bool {
+        let harmless = match self.op {
+            Op::Open { flags, .. } | Op::OpenRead { flags, .. } | Op::Reopen { flags, .. } => !flags.truncate,
+            Op::Opendir { .. } | Op::Resolve { .. } | Op::Recalled { .. } | Op::TakeLeases => true,
+            // Locks are not leases'.
+            Op::SetLock { wait, .. } => !wait,
+            _ => false,
+        };
+        self.first || harmless || self.urgent() || self.keep.as_ref().is_some_and(|change| change.is_early())
     }
 
     fn waits_for_lock(&self) -> bool {
@@ -153,6 +175,8 @@ pub(super) struct Core {
     pub(super) session: Option<Session>,
     /// The session was ended in favour of another contract; what it did not carry out waits for the next session.
     pub(super) superseded: bool,
+    /// Leases are not taken again yet: see [`Pending::precedes_leases`].
+    pub(super) without_leases: bool,
     pub(super) links: Vec<Option<Link>>,
     pub(super) pending: BTreeMap<u64, Pending>,
     pub(super) queue: VecDeque<u64>,
@@ -172,6 +196,7 @@ impl Core {
             epoch: 0,
             session: None,
             superseded: false,
+            without_leases: false,
             links: (0..connections.max(1)).map(|_| None).collect(),
             pending: BTreeMap::new(),
             queue: VecDeque::new(),
@@ -211,6 +236,11 @@ impl Core {
     /// Whether a request that has just come may go before those that wait: those wait for what it does not need.
     pub(super) fn may_overtake(&self, pending: &Pending) -> bool {
         self.queue.is_empty() || !pending.op.needs_slot()
+    }
+
+    /// Whether a request has to wait until leases are taken again.
+    pub(super) fn is_held(&self, pending: &Pending) -> bool {
+        self.without_leases && !pending.precedes_leases()
     }
 
     /// Whether a connection is one of the present session.

@@ -5,14 +5,13 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use strongroom_channel::Sender;
 use strongroom_protocol::attr::Node;
 use strongroom_protocol::lease::{Recalled, What};
 use strongroom_protocol::op::Op;
 
 use super::Shared;
-use super::keeper::take_leases;
 use super::pending::{Pending, Phase};
+use super::taking::take_leases;
 use crate::lease::Drop;
 use crate::opening;
 use crate::state::State;
@@ -30,8 +29,8 @@ pub(super) enum Task {
     Over(Drop),
     /// Somebody waits until all that came before is done.
     Told(mpsc::Sender<()>),
-    /// What was answered early before a connection was lost is with the gateway: there may be leases again.
-    TakeLeases { sender: Sender },
+    /// What was answered early before the connections were lost is with the gateway, and so is what is open: there may be leases again.
+    TakeLeases { number: u64 },
     /// The mount ends.
     End,
 }
@@ -57,8 +56,15 @@ pub(super) fn run(shared: &Arc<Shared>, tasks: &mpsc::Receiver<Task>) {
                 shared.state.take_back(&drop);
             }
             Ok(Task::Told(waiter)) => drop(waiter),
-            // A failure shows on the connection's reader as well.
-            Ok(Task::TakeLeases { sender }) => drop(take_leases(&sender)),
+            Ok(Task::TakeLeases { number }) => {
+                let senders = shared.taking.lock().over(number);
+                // A failure shows on the connection's reader as well.
+                senders.iter().for_each(|sender| drop(take_leases(sender)));
+                if !senders.is_empty() {
+                    shared.core.lock().without_leases = false;
+                    shared.sendable.notify_one();
+                }
+            }
             Ok(Task::End) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
             Err(mpsc::RecvTimeoutError::Timeout) if swept.elapsed() >= SWEEP => {
                 swept = Instant::now();
@@ -84,7 +90,7 @@ impl Shared {
                 // Of another contract's grant nothing is known.
                 if let Some(node) = grants.from_wire(item.node) {
                     table.recall(stamp, node, &item.what, now, &mut drop);
-                    if !matches!(item.what, What::Name(_)) {
+                    if !matches!(item.what, What::Name(_) | What::Longer(_)) {
                         told.push(node);
                     }
                 }

@@ -37,6 +37,7 @@ impl<On> Permit<'_, On> {
     /// # Errors
     /// As [`Permit::reading`].
     pub(crate) fn reading_contents(&self, node: &Arc<Node>) -> Checked<()> {
+        self.scope.deal.in_time(&self.scope.engine.grace, Deed::ReadContents)?;
         let held = self.scope.hold(node, Wish::Read)?;
         if held.lease == Lease::None {
             self.strays(node);

@@ -346,6 +346,15 @@ impl<On> Permit<'_, On> {
         self.scope.session
     }
 
+    pub(crate) fn deal(&self) -> &Deal {
+        self.scope.deal
+    }
+
+    /// To be called before a file is opened for the session.
+    pub(crate) fn opening(&self, node: &Arc<Node>) -> Use {
+        Use::of_file(node, crate::leases::Key::new(self.scope.session.number, self.scope.number))
+    }
+
     /// The operation may not wait for the disk.
     pub(crate) fn inline(&self) -> bool {
         self.scope.inline

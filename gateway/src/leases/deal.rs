@@ -51,6 +51,8 @@ struct Mark {
     changes: bool,
     /// Its contents are.
     data: bool,
+    /// It has become longer, and so long.
+    longer: Option<u64>,
 }
 
 /// Something that a holder has answered.
@@ -150,7 +152,8 @@ impl Deal {
                 if !self.was_asked(other, node, &What::Shared) {
                     if !self.is_marked(node, false) {
                         state.begin_sharing();
-                        let mark = Mark { node: Arc::clone(node), grant, changes: false, data: false };
+                        let mark =
+                            Mark { node: Arc::clone(node), grant, changes: false, data: false, longer: None };
                         self.marks.borrow_mut().push(mark);
                     }
                     self.needs.borrow_mut().push(Need::of_lease(other, node, What::Shared));
@@ -198,7 +201,7 @@ impl Deal {
 
     /// To be called when the operation has had its effect, and before it is answered. Others may be given leases from now on.
     /// `true`: contents went without a lease to somebody who may have read them before the change, and must be asked to let go
-    /// ([`Deal::ask`]).
+    /// ([`Deal::ask`]), or somebody has a file open that is longer now, and must be told.
     pub(crate) fn ended(&self) -> bool {
         let Some(lessee) = &self.lessee else { return false };
         let mut needs = self.needs.borrow_mut();
@@ -211,9 +214,20 @@ impl Deal {
                 let strays = state.take_strays(Key::new(lessee.number, mark.grant));
                 needs.extend(strays.into_iter().map(|key| Need::of_stray(key, &mark.node)));
             }
+            if let Some(size) = mark.longer {
+                let openers = state.other_openers(Key::new(lessee.number, mark.grant));
+                needs.extend(openers.map(|key| Need::of_opener(key, &mark.node, size)));
+            }
         }
         self.rounds.set(0);
         !needs.is_empty()
+    }
+
+    /// A file that is being changed has become longer.
+    pub(crate) fn longer(&self, node: &Arc<Node>, size: u64) {
+        let mut marks = self.marks.borrow_mut();
+        let ours = marks.iter_mut().filter(|mark| mark.changes && Arc::ptr_eq(&mark.node, node));
+        ours.for_each(|mark| mark.longer = mark.longer.max(Some(size)));
     }
 
     /// Does something with the locks of a file; it is told whether the session's client may answer for them itself from now
@@ -242,7 +256,8 @@ impl Deal {
                 ours.for_each(|mark| mark.data |= data);
             } else {
                 state.begin_change(key);
-                self.marks.borrow_mut().push(Mark { node: Arc::clone(node), grant, changes: true, data });
+                let node = Arc::clone(node);
+                self.marks.borrow_mut().push(Mark { node, grant, changes: true, data, longer: None });
             }
             state.for_others(key, |holder| {
                 if self.was_asked(holder.key, node, &change.what()) {
@@ -315,7 +330,8 @@ impl Deal {
                 holders.push((until, lessee));
             }
         }
-        let grace = if self.early.take() { engine.grace.join(&wait) } else { None };
+        let session = self.lessee.as_ref().map_or(0, |lessee| lessee.number);
+        let grace = if self.early.take() { engine.grace.join(session, &wait) } else { None };
         wait.done();
         Ok(Waiting { wait, holders, grace })
     }

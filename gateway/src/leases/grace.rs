@@ -3,7 +3,7 @@
 //! They have lost their connections with the process and forget what they hold as soon as they notice. Until every
 //! session that had leases has said [`strongroom_protocol::op::Op::TakeLeases`] again or ended, or the time of a recall has
 //! passed, nothing is changed that one of them might keep, and nothing is read that one of them might have written and
-//! not sent. A session that has not said so yet may read, to find its nodes again, and write what it had answered.
+//! not sent. A session that has not said so yet may find and open its files again, and write what it had answered.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -25,13 +25,17 @@ struct State {
     /// The sessions that have not come back, by number.
     missing: HashSet<u64>,
     until: Option<Instant>,
-    waits: Vec<Arc<Wait>>,
+    /// Those who wait, by session.
+    waits: Vec<(u64, Arc<Wait>)>,
 }
 
 /// What an operation would do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Deed {
+    /// Attributes and names are.
     Read,
+    /// Contents are.
+    ReadContents,
     ChangeContents,
     Change,
 }
@@ -48,7 +52,12 @@ impl Grace {
     pub(crate) fn holds_up(&self, session: u64, deed: Deed) -> bool {
         self.active.load(Ordering::Relaxed) && {
             let state = self.state.lock();
-            !state.missing.is_empty() && (deed == Deed::Change || !state.missing.contains(&session))
+            let itself = state.missing.contains(&session);
+            let others = state.missing.len() > usize::from(itself);
+            match deed {
+                Deed::Read | Deed::ChangeContents => others && !itself,
+                Deed::ReadContents | Deed::Change => others,
+            }
         }
     }
 
@@ -59,8 +68,13 @@ impl Grace {
         }
         let mut state = self.state.lock();
         state.missing.remove(&session);
-        if state.missing.is_empty() {
-            self.finish(&mut state);
+        match (state.missing.len(), state.missing.iter().next().copied()) {
+            (0, _) => self.finish(&mut state),
+            // Nobody waits for himself.
+            (1, Some(last)) => {
+                state.waits.extract_if(.., |(waiter, _)| *waiter == last).for_each(|(_, wait)| wait.done());
+            }
+            _ => {}
         }
     }
 
@@ -73,17 +87,17 @@ impl Grace {
 
     fn finish(&self, state: &mut State) {
         self.active.store(false, Ordering::SeqCst);
-        state.waits.drain(..).for_each(|wait| wait.done());
+        state.waits.drain(..).for_each(|(_, wait)| wait.done());
     }
 
     /// Lets an operation wait for the end, which comes then at the latest. `None`: it is over.
-    pub(super) fn join(&self, wait: &Arc<Wait>) -> Option<Instant> {
+    pub(super) fn join(&self, session: u64, wait: &Arc<Wait>) -> Option<Instant> {
         let mut state = self.state.lock();
-        if state.missing.is_empty() {
+        if state.missing.iter().all(|missing| *missing == session) {
             return None;
         }
         wait.expect();
-        state.waits.push(Arc::clone(wait));
+        state.waits.push((session, Arc::clone(wait)));
         state.until
     }
 }

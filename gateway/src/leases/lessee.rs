@@ -68,7 +68,7 @@ pub(crate) struct Need {
     pub(super) key: Key,
     pub(super) node: Arc<Node>,
     pub(super) what: What,
-    /// It has no lease: see [`super::node::State::add_stray`].
+    /// It has no lease: see [`super::node::State::add_stray`] and [`super::node::State::add_opener`].
     stray: bool,
 }
 
@@ -82,6 +82,11 @@ impl Need {
     pub(super) fn of_stray(key: Key, node: &Arc<Node>) -> Need {
         let what = What::All { data: true, open: false };
         Need { key, node: Arc::clone(node), what, stray: true }
+    }
+
+    /// What is open without a lease has become longer.
+    pub(super) fn of_opener(key: Key, node: &Arc<Node>, size: u64) -> Need {
+        Need { key, node: Arc::clone(node), what: What::Longer(size), stray: true }
     }
 }
 
@@ -471,7 +476,7 @@ impl Lessee {
         for item in &pending.items {
             let key = Key::new(self.number, item.grant);
             match &item.what {
-                What::Name(_) => {}
+                What::Name(_) | What::Longer(_) => {}
                 What::Shared => self.share(&item.node, key, item.since),
                 What::All { .. } => self.let_go(&item.node, key, item.since),
             }
@@ -626,7 +631,7 @@ impl Item {
             match what {
                 What::All { .. } => holder.going = true,
                 What::Shared => holder.sharing = true,
-                What::Name(_) => {}
+                What::Name(_) | What::Longer(_) => {}
             }
             holder.since
         };

@@ -71,8 +71,8 @@ impl Change<'_> {
 }
 
 impl Change<'_> {
-    /// What everybody who may have something of a node is to be told, by session.
-    pub(crate) fn all_concerned(&self, node: &Arc<Node>) -> HashMap<u64, Vec<Need>> {
+    /// What everybody who may have something of a node is to be told, by session. `size`: of a file that may have become longer.
+    pub(crate) fn all_concerned(&self, node: &Arc<Node>, size: Option<u64>) -> HashMap<u64, Vec<Need>> {
         let mut all: HashMap<u64, Vec<Need>> = HashMap::new();
         let mut state = node.leases.lock();
         state.for_others(Key::MIXED, |holder| {
@@ -82,6 +82,9 @@ impl Change<'_> {
         if matches!(self, Change::All { data: true, .. }) {
             for key in state.take_strays(Key::MIXED) {
                 all.entry(key.session()).or_default().push(Need::of_stray(key, node));
+            }
+            for (key, size) in state.other_openers(Key::MIXED).filter_map(|key| Some((key, size?))) {
+                all.entry(key.session()).or_default().push(Need::of_opener(key, node, size));
             }
         }
         all
@@ -161,6 +164,9 @@ pub(super) struct State {
     /// sendfile(2), without asking. They are told when a change is done.
     #[expect(clippy::box_collection, reason = "every node has one of these, and hardly any has strays")]
     strays: Option<Box<Vec<Key>>>,
+    /// Who has the file open, and how often. Their kernels believe the size that they were told last, for mappings and for sendfile(2).
+    #[expect(clippy::box_collection, reason = "every node has one of these, and few are open")]
+    openers: Option<Box<Vec<(Key, u32)>>>,
 }
 
 impl State {
@@ -211,6 +217,37 @@ impl State {
         }
         self.strays = Some(strays).filter(|strays| !strays.is_empty());
         told
+    }
+
+    /// Somebody is about to open the file: before its size is read for the answer.
+    pub(super) fn add_opener(&mut self, key: Key) {
+        let openers = self.openers.get_or_insert_default();
+        match openers.iter_mut().find(|(opener, _)| *opener == key) {
+            Some((_, count)) => *count += 1,
+            None => openers.push((key, 1)),
+        }
+    }
+
+    /// The end of [`State::add_opener`].
+    pub(super) fn remove_opener(&mut self, key: Key) {
+        let Some(openers) = &mut self.openers else { return };
+        if let Some(at) = openers.iter().position(|(opener, _)| *opener == key)
+            && let Some((_, count)) = openers.get_mut(at)
+        {
+            *count -= 1;
+            if *count == 0 {
+                openers.swap_remove(at);
+            }
+        }
+        if openers.is_empty() {
+            self.openers = None;
+        }
+    }
+
+    /// Everybody but `key` who has the file open.
+    pub(super) fn other_openers(&self, key: Key) -> impl Iterator<Item = Key> {
+        let openers = self.openers.iter().flat_map(|openers| openers.iter());
+        openers.map(|(opener, _)| *opener).filter(move |opener| *opener != key)
     }
 
     pub(super) fn begin_sharing(&mut self) {
@@ -360,6 +397,16 @@ impl NodeLeases {
         !self.0.lock().changed
     }
 
+    /// Notes that a session has the file open, until [`NodeLeases::closed`].
+    pub(crate) fn opened(&self, key: Key) {
+        self.0.lock().add_opener(key);
+    }
+
+    /// The end of [`NodeLeases::opened`].
+    pub(crate) fn closed(&self, key: Key) {
+        self.0.lock().remove_opener(key);
+    }
+
     /// Whether anybody but `key` holds a lease.
     pub(crate) fn has_others(&self, key: Key) -> bool {
         let mut state = self.0.lock();
@@ -482,6 +529,21 @@ mod tests {
     }
 
     #[test]
+    fn who_has_a_file_open_is_known_until_the_last_handle_is_closed() {
+        let [mine, theirs] = [1, 2].map(|session| Key::new(session, 3));
+        let mut state = State::default();
+        [mine, theirs, theirs].into_iter().for_each(|key| state.add_opener(key));
+        assert_eq!(state.other_openers(mine).collect::<Vec<_>>(), [theirs]);
+        state.remove_opener(theirs);
+        state.remove_opener(mine);
+        assert_eq!(state.other_openers(mine).collect::<Vec<_>>(), [theirs]);
+        assert_eq!(state.other_openers(theirs).count(), 0);
+        state.remove_opener(theirs);
+        state.remove_opener(theirs);
+        assert!(state.openers.is_none(), "no room is taken by what is over");
+    }
+
+    #[test]
     fn strays_that_are_gone_are_looked_for_now_and_then() {
         let mut state = State::default();
         let mut looks = 0;
@@ -499,6 +561,6 @@ mod tests {
     fn a_lease_takes_few_bytes() {
         // Stated in docs/performance.md.
         assert_eq!(size_of::<Holder>(), 32);
-        assert_eq!(size_of::<NodeLeases>(), 80);
+        assert_eq!(size_of::<NodeLeases>(), 88);
     }
 }

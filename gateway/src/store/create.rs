@@ -10,7 +10,6 @@ use crate::engine::{Claim, ClaimChange};
 use crate::gate::refusal::{Checked, Refusal};
 use crate::gate::rules::Deed;
 use crate::gate::{InDir, Permit};
-use crate::handles::Use;
 use crate::leases::Change;
 use crate::tree::Stat;
 
@@ -84,7 +83,7 @@ fn create_new(
     }
     let node = tree.note(dir, name, &stat);
     // Still under the change: nobody can have taken the name away, so the count of handles is in time.
-    let used = Use::of(&node);
+    let used = permit.opening(&node);
     permit.made(&node);
     drop(change);
     permit.changed_names(dir);

@@ -75,7 +75,7 @@ pub(super) fn open_file<On>(
         _ => return Err(Refusal::errno(Errno::NXIO)),
     }
     permit.session().handles.room()?;
-    let used = Use::of(node);
+    let used = permit.opening(node);
     let (file, stat) = permit.tree().open_node(node, access(flags))?;
     Ok((used, file, stat))
 }

@@ -15,7 +15,7 @@ pub(crate) fn opendir(permit: &Permit<'_, OnNode>) -> Checked<Outcome> {
     }
     permit.session().handles.room()?;
     permit.reading(permit.node())?;
-    let used = Use::of(permit.node());
+    let used = Use::of_directory(permit.node());
     let (file, stat) = permit.tree().open_node(permit.node(), OFlags::RDONLY | OFlags::DIRECTORY)?;
     let flags = OpenFlags { read: true, ..OpenFlags::default() };
     let handle = permit.open(used, file, flags, false)?;

@@ -89,6 +89,11 @@ impl<'a> Authority<'a> {
         }
     }
 
+    /// A file that is being changed may have become longer.
+    pub(super) fn longer(&self, node: &Arc<Node>, size: u64) {
+        self.deal.borrow().longer(node, size);
+    }
+
     /// Does something until nothing must be counted or waited for first, and nobody holds what it changes.
     pub(super) fn again<T>(&self, mut act: impl FnMut() -> Checked<T>) -> Checked<T> {
         let result = self.attempts(&mut act);

@@ -1,0 +1,196 @@
+//! A kernel believes the length that it was told last for mappings, for sendfile(2) and for copy_file_range(2), and asks nobody. It must be
+//! as true as what stat(2) tells: nothing in these tests asks for attributes, or reads with read(2).
+#![allow(clippy::unwrap_used, reason = "a test says what is wrong by failing")]
+
+#[path = "support/pair.rs"]
+mod pair;
+
+use std::fs;
+
+use pair::{APPS, Dice, Guest};
+use strongroom_tests::lab::{GATEWAY_ADDRESS, Lab, StopHow};
+
+/// One line, one operation; one line, one answer. The mapping reaches far beyond the file; a process of its own looks at it, as one that looks
+/// beyond the last page dies of that.
+const GUEST: &str = r#"
+import ctypes, os, signal, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+MOST = 1 << 26
+file = os.open("file", os.O_RDWR)
+mapping = libc.mmap(None, MOST, 1, 1, file, 0)
+appending = os.open("file", os.O_WRONLY | os.O_APPEND)
+
+def send(file, offset):
+    inlet = os.pipe()
+    sent = os.sendfile(inlet[1], file, offset, 8)
+    answer = os.read(inlet[0], sent) if sent else b""
+    os.close(inlet[0]), os.close(inlet[1])
+    return answer
+
+def see(file, offset):
+    inlet = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGBUS, signal.SIG_DFL)
+        os.write(inlet[1], ctypes.string_at(mapping + offset, 8))
+        os._exit(0)
+    os.close(inlet[1])
+    answer = os.read(inlet[0], 8)
+    os.close(inlet[0]), os.waitpid(child, 0)
+    return answer
+
+def copy(file, offset):
+    to = os.open("copied", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    copied = os.copy_file_range(file, to, 8, offset, 0)
+    answer = os.pread(to, copied, 0)
+    os.close(to)
+    return answer
+
+for line in sys.stdin:
+    what, *words = line.split()
+    numbers = [int(word) for word in words]
+    answer = "done"
+    if what == "put":
+        os.pwrite(file, struct.pack("<Q", numbers[1]), numbers[0])
+    elif what == "append":
+        os.write(appending, struct.pack("<Q", numbers[0]))
+    elif what == "cut":
+        os.ftruncate(file, numbers[0])
+    elif what == "lengthen":
+        os.posix_fallocate(file, 0, numbers[0])
+    elif what in ("see", "send", "copy"):
+        answer = {"see": see, "send": send, "copy": copy}[what](file, numbers[0])
+    elif what == "anew":
+        other = os.open("another", os.O_RDONLY)
+        answer = send(other, numbers[0])
+        os.close(other)
+    elif what == "another":
+        other = os.open("another", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(other, struct.pack("<Q", numbers[0]))
+        os.close(other)
+    if isinstance(answer, bytes):
+        answer = struct.unpack("<Q", answer)[0] if len(answer) == 8 else answer.hex() or "nothing"
+    print(answer, flush=True)
+"#;
+const PAGE: u64 = 4096;
+
+fn begin(purpose: &str) -> (Lab, [Guest; 2]) {
+    let lab = pair::lab(purpose);
+    fs::write(lab.data().join("shared/file"), [0; 8]).unwrap();
+    let guests = APPS.map(|app| Guest::start(&lab, app, &["/usr/bin/python3", "-c", GUEST]));
+    (lab, guests)
+}
+
+fn done(guest: &mut Guest, line: &str) {
+    assert_eq!(guest.ask(line), "done", "{line}");
+}
+
+fn look(guest: &mut Guest, how: &str, place: u64, value: u64) {
+    let seen = guest.ask(&format!("{how} {place}"));
+    assert_eq!(seen, value.to_string(), "{how} of what was put at {place}");
+}
+
+/// The file as it is made longer, each time in another way.
+struct Growing {
+    dice: Dice,
+    size: u64,
+}
+
+impl Growing {
+    fn new(seed: u64) -> Growing {
+        Growing { dice: Dice::new(seed), size: 8 }
+    }
+
+    /// Makes the file longer; returns where its last eight bytes are, and what they say.
+    fn grow(&mut self, guest: &mut Guest, value: u64) -> (u64, u64) {
+        let further = [8, 9, 100, PAGE, PAGE + 1, 3 * PAGE, 40 * PAGE][self.dice.roll(7) as usize];
+        let end = match self.dice.roll(4) {
+            // To the end of a page, or a byte beyond.
+            0 => (self.size + further).next_multiple_of(PAGE) + self.dice.roll(2),
+            _ => self.size + further,
+        };
+        let (line, end, value) = match self.dice.roll(4) {
+            0 => (format!("append {value}"), self.size + 8, value),
+            1 if end >= self.size + 8 => (format!("cut {end}"), end, 0),
+            2 if end >= self.size + 8 => (format!("lengthen {end}"), end, 0),
+            _ => (format!("put {} {value}", end - 8), end, value),
+        };
+        done(guest, &line);
+        self.size = end;
+        (end - 8, value)
+    }
+}
+
+#[test]
+fn what_others_make_longer_is_longer_for_mappings_too() {
+    let (lab, mut guests) = begin("lengths");
+    let mut growing = Growing::new(1);
+    for value in 1..=400 {
+        let by = growing.dice.roll(2) as usize;
+        let (place, value) = growing.grow(&mut guests[by], value);
+        let how = ["see", "send", "copy"][growing.dice.roll(3) as usize];
+        look(&mut guests[1 - by], how, place, value);
+        if growing.dice.roll(8) == 0 {
+            growing.size = growing.dice.roll(growing.size / 8) * 8 + 8;
+            done(&mut guests[by], &format!("cut {}", growing.size));
+            assert_eq!(guests[1 - by].ask(&format!("send {}", growing.size)), "nothing");
+        }
+    }
+    drop(guests);
+    lab.down().unwrap();
+}
+
+#[test]
+fn what_is_opened_is_as_long_as_it_is() {
+    let (lab, mut guests) = begin("lengths-anew");
+    let mut dice = Dice::new(2);
+    done(&mut guests[0], "another 0");
+    for value in 1..=200 {
+        let by = dice.roll(2) as usize;
+        done(&mut guests[by], &format!("another {value}"));
+        look(&mut guests[dice.roll(2) as usize], "anew", 8 * value, value);
+    }
+    drop(guests);
+    lab.down().unwrap();
+}
+
+/// Whose connections are gone is not told, and must find out by itself.
+#[test]
+fn what_became_longer_meanwhile_is() {
+    let (lab, mut guests) = begin("lengths-meanwhile");
+    let gateway = GATEWAY_ADDRESS.split(':').next().unwrap();
+    let mut growing = Growing::new(3);
+    for value in 1..=40 {
+        let (place, value) = growing.grow(&mut guests[0], value);
+        look(&mut guests[1], "see", place, value);
+        if growing.dice.roll(4) == 0 {
+            lab.stop_gateway(StopHow::Kill).unwrap();
+            lab.start_gateway().unwrap();
+        } else {
+            lab.app(APPS[1], ["ss", "-K", "dst", gateway]).cwd("/").run().unwrap();
+        }
+        let (place, value) = growing.grow(&mut guests[0], 1000 + value);
+        look(&mut guests[1], ["see", "send"][growing.dice.roll(2) as usize], place, value);
+    }
+    drop(guests);
+    lab.down().unwrap();
+}
+
+/// A guest that appends takes the end for where it has put what it wrote.
+#[test]
+fn what_two_append_to_is_as_long_as_both_made_it() {
+    let (lab, mut guests) = begin("lengths-appended");
+    for round in 1..=200 {
+        for guest in &mut guests {
+            guest.tell(&format!("append {round}"));
+        }
+        guests.iter_mut().for_each(|guest| assert_eq!(guest.hear(), "done"));
+        for (guest, how) in guests.iter_mut().zip(["see", "send"]) {
+            look(guest, how, 16 * round, round);
+        }
+    }
+    drop(guests);
+    lab.down().unwrap();
+}
