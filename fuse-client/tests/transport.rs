@@ -15,9 +15,9 @@ use strongroom_fuse_client::contract::ContractFile;
 use strongroom_fuse_client::errno::Ended;
 use strongroom_fuse_client::journal::Journal;
 use strongroom_fuse_client::lease::Heard;
-use strongroom_fuse_client::state::State;
+use strongroom_fuse_client::state::{OpenFile, State};
 use strongroom_fuse_client::transport::{Call, Carrier, OpenError, Payload, Settings, Transport};
-use strongroom_protocol::attr::Node;
+use strongroom_protocol::attr::{Handle, Node, OpenFlags};
 use strongroom_protocol::codec;
 use strongroom_protocol::hello::{Answer, GrantInfo, Hello, Refused, RefusedCode, SessionId, Welcome};
 use strongroom_protocol::lease::{Lease, LeaseTerms, Note, Recalled, What};
@@ -687,4 +687,51 @@ fn a_further_connection_is_taken_while_another_one_answers() {
         further.lend();
     };
     with_connections(2, script, |_, _| {});
+}
+
+/// What is open here the gateway must know, and the kernel must know how long it is by now, before others need not wait for this guest any more;
+/// and until then nothing new goes.
+#[test]
+fn leases_are_taken_last_by_who_has_something_open() {
+    let (go, begun) = mpsc::channel::<()>();
+    let script = move |door: &Door, mut first: Visitor| {
+        first.lend();
+        let mut beside = door.take();
+        beside.welcome_of(1, true, 2);
+        let ping = first.any_request();
+        assert_eq!(ping.op, Op::Ping);
+        first.reply(ping.id, Outcome::Done);
+        beside.lend();
+        go.send(()).unwrap();
+        let removal = first.request();
+        beside.channel.closer.close();
+        first.channel.closer.close();
+        let mut second = door.take();
+        second.welcome_of(1, true, 2);
+        let size = second.any_request();
+        assert_eq!(size.op, Op::Getattr { node: ROOT, handle: Some(Handle(5)) });
+        let mut further = door.take();
+        further.welcome_of(1, true, 2);
+        let ping = second.any_request();
+        assert_eq!(ping.op, Op::Ping);
+        second.reply(ping.id, Outcome::Done);
+        // Whoever sends too early does so within a moment.
+        for early in [&mut further, &mut second] {
+            early.channel.receiver.set_timeout(Some(Duration::from_millis(200))).unwrap();
+            let heard = early.channel.receiver.recv(&mut early.frame);
+            assert!(heard.is_err(), "{:?}", codec::decode_header::<Request>(early.frame.header()));
+            early.channel.receiver.set_timeout(Some(HANG)).unwrap();
+        }
+        second.reply(size.id, root_attr());
+        second.lend();
+        further.lend();
+        assert_eq!(second.request(), removal);
+        second.reply(removal.id, Outcome::Done);
+    };
+    with_connections(2, script, |transport, state| {
+        let flags = OpenFlags { read: true, ..OpenFlags::default() };
+        state.handles.lock().add(OpenFile::new(ROOT, flags, false, false, 1, Handle(5)));
+        begun.recv_timeout(HANG).unwrap();
+        assert_eq!(ask(transport, unlink("a")).recv_timeout(HANG).unwrap(), Ok(Outcome::Done));
+    });
 }

@@ -215,12 +215,13 @@ fn attributes(metadata: &std::fs::Metadata) -> String {
     )
 }
 
-/// What a mapping of the beginning of an open file must show, page by page; zeros behind its end.
+/// What a mapping of the beginning of an open file must show, page by page; zeros behind its end, and nothing behind its last page.
 ///
 /// # Errors
 /// When it cannot be read.
 pub fn look_at_pages(file: &File) -> io::Result<String> {
-    let mut bytes = vec![0; sys::Mapping::LENGTH];
+    let pages = file.metadata()?.len().div_ceil(sys::Mapping::PAGE as u64) as usize;
+    let mut bytes = vec![0; sys::Mapping::LENGTH.min(pages * sys::Mapping::PAGE)];
     let mut at = 0;
     while at < bytes.len() {
         match file.read_at(&mut bytes[at..], at as u64)? {

@@ -189,15 +189,13 @@ impl World {
         }
     }
 
-    /// What mappings show, before anybody asks for attributes, which would put right what is wrong. Of a file that somebody else has made
-    /// longer the pages of before may be all that the kernel knows of (docs/conformance.md).
+    /// What mappings show, before anybody asks for attributes, which would put right what is wrong.
     fn peek(&mut self, guest: usize) {
         for slot in self.maps[guest].clone() {
             let line = format!("peek {slot}");
             let seen = self.guests[guest].ask(&line);
             let truth = look_at_pages(&self.held[guest][&slot]).unwrap();
-            let known = truth.get(..seen.len()).unwrap_or(&truth).to_owned();
-            self.compare(guest, &line, &seen, &known);
+            self.compare(guest, &line, &seen, &truth);
         }
         for slot in self.held[guest].keys().copied().collect::<Vec<_>>() {
             if self.dice.roll(3) == 0 {

@@ -466,6 +466,69 @@ fn what_is_read_without_a_lease_is_asked_back_once_it_has_changed() {
     assert!(keeper.inbox.try_recv().is_err() && reader.inbox.try_recv().is_err());
 }
 
+fn resize(node: Node, size: u64) -> Op {
+    Op::Setattr { node, handle: None, set: SetAttr { size: Some(size), ..SetAttr::default() }, by: BY }
+}
+
+#[test]
+fn who_has_a_file_open_hears_that_it_is_longer_before_that_is_answered() {
+    let world = world(LONG);
+    let [opener, changer] = [0; 2].map(|_| taker(&world));
+    let [file, _] = [&opener, &changer].map(|taker| {
+        taker.root(0);
+        taker.node(0, "f")
+    });
+    let handle = opened(opener.ask(&open_read(file)));
+    let heard = changer.beside(resize(file, 20));
+    opener.answer(opener.recall().0);
+    let (id, items) = opener.recall();
+    assert_eq!(items, [Recalled { node: file, what: What::Longer(20) }]);
+    assert!(is_pending(&heard), "it was answered while a kernel believed in what was before");
+    assert_eq!(std::fs::metadata(world.path("a/f")).unwrap().len(), 20);
+    opener.answer(id);
+    attr(heard.recv_timeout(LONG).unwrap().unwrap().0);
+    // Whoever makes it longer himself knows, and of what is shorter the kernel hears when it reads.
+    attr(changer.ask(&resize(file, 4)));
+    let heard = opener.beside(resize(file, 30));
+    changer.answer(changer.recall().0);
+    attr(heard.recv_timeout(LONG).unwrap().unwrap().0);
+    let heard = changer.beside(resize(file, 40));
+    opener.answer(opener.recall().0);
+    assert_eq!(opener.recall().1, [Recalled { node: file, what: What::Longer(40) }]);
+    assert_eq!(opener.ask(&Op::Release { handle, lock_owner: None }), Outcome::Done);
+    // It has not answered, and yet has nobody wait for what comes later.
+    let later = changer.beside(resize(file, 50));
+    attr(later.recv_timeout(LONG).unwrap().unwrap().0);
+    assert!(opener.inbox.try_recv().is_err() && is_pending(&heard));
+}
+
+/// As after a start of the process: who has not come back yet may have what he was told in the former one.
+#[test]
+fn who_has_not_come_back_is_waited_for_and_nobody_waits_for_himself() {
+    let world = world(LONG);
+    let [one, two] = [0; 2].map(|_| taker(&world));
+    let [_, root] = [&one, &two].map(|taker| taker.root(0));
+    let file = one.node(0, "f");
+    let flags = OpenFlags { read: true, write: true, ..OpenFlags::default() };
+    let handle = opened(one.ask(&Op::Open { node: file, flags }));
+    world.engine.begin_lease_grace([&*one.session, &*two.session].into_iter());
+    // What it may have answered already, and what finds and opens its files again.
+    let (written, _) = one.done(&Op::Write { handle, offset: 0 }, b"new");
+    assert!(matches!(written.outcome, Outcome::Written { count: 3, .. }));
+    assert_ne!(one.noted(&Op::Getattr { node: file, handle: None }).0, errno(libc::EAGAIN));
+    let read = one.beside(Op::Read { handle, offset: 0, length: 3 });
+    let changed = one.beside(chmod(file));
+    assert!(is_pending(&read) && is_pending(&changed));
+    two.ask(&Op::TakeLeases);
+    assert_eq!(read.recv_timeout(LONG).unwrap().unwrap().0, Outcome::Data);
+    attr(changed.recv_timeout(LONG).unwrap().unwrap().0);
+    let looked = two.beside(Op::Lookup { parent: root, name: name("f") });
+    assert!(is_pending(&looked), "the other one may have written, and not sent it yet");
+    one.ask(&Op::TakeLeases);
+    one.answer(one.recall().0);
+    entry(looked.recv_timeout(LONG).unwrap().unwrap().0);
+}
+
 /// Who did not answer in time gets no leases for a while, and can keep nobody waiting by what he reads without them either.
 #[test]
 fn who_did_not_answer_is_told_of_what_he_reads_and_not_waited_for() {
