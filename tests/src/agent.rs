@@ -8,6 +8,7 @@ use std::ffi::CStr;
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Instant;
@@ -197,6 +198,14 @@ pub fn look_inside(file: &File) -> String {
 #[must_use]
 pub fn look_at(file: &File) -> String {
     match file.metadata() {
+        Ok(metadata) if metadata.is_dir() => {
+            let listed = match metadata.nlink() {
+                0 => "removed".into(),
+                _ => names(Path::new(&format!("/proc/self/fd/{}", file.as_raw_fd())))
+                    .unwrap_or_else(|error| said(&error)),
+            };
+            format!("{} {listed}", attributes(&metadata))
+        }
         Ok(metadata) => format!("{} {}", attributes(&metadata), contents(file)),
         Err(error) => said(&error),
     }

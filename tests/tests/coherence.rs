@@ -16,11 +16,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::PathBuf;
 
-use pair::{APPS, Dice, Guest};
+use pair::{Dice, Guest};
 use strongroom_tests::agent::{look, look_at, look_at_pages, look_inside};
-use strongroom_tests::lab::Lab;
+use strongroom_tests::lab::{Lab, Options};
 
-/// Files held open at the same time by each guest.
+/// The guests; most tests need two.
+const APPS: [&str; 3] = ["one", "two", "three"];
+/// Files and directories held open at the same time by each guest.
 const SLOTS: u64 = 4;
 /// Changes that both make at the same time, in each round of them.
 const AT_ONCE: usize = 12;
@@ -32,18 +34,18 @@ fn pick<'a>(dice: &mut Dice, from: &[&'a str]) -> &'a str {
 struct World {
     lab: Lab,
     root: PathBuf,
-    guests: [Guest; 2],
+    guests: Vec<Guest>,
     dice: Dice,
     /// The same files as the guests hold open, on the data root itself.
-    held: [BTreeMap<u64, File>; 2],
+    held: Vec<BTreeMap<u64, File>>,
     seed: u64,
     history: Vec<String>,
     views: u64,
     stale: Vec<String>,
     mix: &'static Mix,
     /// Which of them are mapped.
-    maps: [BTreeSet<u64>; 2],
-    /// For so many steps more only this guest changes things, and the other one only looks at what it has mapped and open.
+    maps: Vec<BTreeSet<u64>>,
+    /// For so many steps more only this guest changes things, and the others only look at what they have mapped and open.
     quiet: (u64, usize),
 }
 
@@ -74,14 +76,15 @@ const NARROW: Mix = Mix {
 };
 
 impl World {
-    fn new(purpose: &str, seed: u64, mix: &'static Mix) -> World {
-        let lab = pair::lab(purpose);
-        let guests = APPS.map(|app| Guest::start(&lab, app, &["lab", "agent"]));
+    fn new(purpose: &str, seed: u64, mix: &'static Mix, count: usize) -> World {
+        let apps = &APPS[..count];
+        let lab = pair::lab_of(apps, Options::for_test(purpose), "");
+        let guests = apps.iter().map(|app| Guest::start(&lab, app, &["lab", "agent"])).collect();
         let root = lab.data().join("shared");
         let dice = Dice::new(seed);
-        let held = [BTreeMap::new(), BTreeMap::new()];
+        let held = (0..count).map(|_| BTreeMap::new()).collect();
         println!("coherence: seed {seed}");
-        let (history, stale, maps) = (vec![], vec![], Default::default());
+        let (history, stale, maps) = (vec![], vec![], vec![BTreeSet::new(); count]);
         World { lab, root, guests, dice, held, seed, history, views: 0, stale, mix, maps, quiet: (0, 0) }
     }
 
@@ -136,16 +139,18 @@ impl World {
             self.guests[guest].ask(&format!("close {slot}"));
         }
         let real = self.root.join(&path);
-        if !real.symlink_metadata().is_ok_and(|metadata| metadata.is_file()) {
-            return;
-        }
-        let how = pick(&mut self.dice, &["r", "w", "a"]);
+        let Ok(metadata) = real.symlink_metadata() else { return };
+        let how = match &metadata {
+            metadata if metadata.is_file() => pick(&mut self.dice, &["r", "w", "a"]),
+            metadata if metadata.is_dir() => "r",
+            _ => return,
+        };
         // Nobody changes anything now, so this is the same file.
         let answer = self.guests[guest].ask(&format!("open {slot} {path} {how}"));
         self.history.push(format!("{} open {slot} {path} {how}: {answer}", APPS[guest]));
         assert_eq!(answer, "done", "{path} is there; {}", self.told());
         self.held[guest].insert(slot, File::open(real).unwrap());
-        if self.dice.roll(2) == 0 {
+        if metadata.is_file() && self.dice.roll(2) == 0 {
             let answer = self.guests[guest].ask(&format!("map {slot}"));
             assert_eq!(answer, "done", "{path} can be mapped; {}", self.told());
             self.maps[guest].insert(slot);
@@ -214,7 +219,7 @@ impl World {
         }
         // Also elsewhere, which keeps the caches warm, for what is there and for what is not.
         all.push(self.path());
-        for guest in [first, 1 - first] {
+        for guest in (0..self.guests.len()).map(|n| (first + n) % self.guests.len()).collect::<Vec<_>>() {
             for path in &all {
                 self.look_at_path(guest, path);
             }
@@ -222,35 +227,33 @@ impl World {
         }
     }
 
-    /// One change, looked at from the other guest as soon as it is done.
+    /// One change, looked at from the other guests as soon as it is done.
     fn step(&mut self) {
         let quiet = self.quiet.0 > 0;
-        let guest = if quiet { self.quiet.1 } else { self.dice.roll(2) as usize };
+        let count = self.guests.len();
+        let guest = if quiet { self.quiet.1 } else { self.dice.roll(count as u64) as usize };
         if !quiet && self.dice.roll(self.mix.hold) == 0 {
             self.hold(guest);
         }
         let (line, paths) = self.change(guest);
         let answer = self.guests[guest].ask(&line);
         self.history.push(format!("{} {line}: {answer}", APPS[guest]));
-        self.peek(1 - guest);
+        (1..count).for_each(|n| self.peek((guest + n) % count));
         if quiet {
             self.quiet.0 -= 1;
         } else if self.dice.roll(8) == 0 {
             self.quiet = (2 + self.dice.roll(12), guest);
         }
         if self.quiet.0 == 0 {
-            self.look_around(1 - guest, &paths);
+            self.look_around((guest + 1) % count, &paths);
         }
     }
 
-    /// Both make changes at the same time, mostly in the same directories; then both look at everything.
+    /// All make changes at the same time, mostly in the same directories; then all look at everything.
     fn round(&mut self) {
-        let mut lines: [Vec<String>; 2] = [vec![], vec![]];
-        for (guest, lines) in lines.iter_mut().enumerate() {
-            for _ in 0..AT_ONCE {
-                lines.push(self.change(guest).0);
-            }
-        }
+        let lines: Vec<Vec<String>> = (0..self.guests.len())
+            .map(|guest| (0..AT_ONCE).map(|_| self.change(guest).0).collect())
+            .collect();
         for (guest, lines) in self.guests.iter_mut().zip(&lines) {
             lines.iter().for_each(|line| guest.tell(line));
         }
@@ -260,7 +263,7 @@ impl World {
                 self.history.push(format!("{} at the same time {line}: {answer}", APPS[app]));
             }
         }
-        for guest in 0..2 {
+        for guest in 0..self.guests.len() {
             for directory in self.mix.directories {
                 self.look_at_path(guest, directory);
                 for name in self.mix.names {
@@ -291,8 +294,8 @@ fn setting(name: &str, usual: u64) -> u64 {
     std::env::var(name).map_or(usual, |text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
 }
 
-fn run(purpose: &str, seed: u64, steps: u64, mix: &'static Mix) {
-    let mut world = World::new(purpose, seed, mix);
+fn run(purpose: &str, seed: u64, steps: u64, (mix, guests): (&'static Mix, usize)) {
+    let mut world = World::new(purpose, seed, mix, guests);
     for step in 0..steps {
         world.step();
         if step % 50 == 49 && world.quiet.0 == 0 {
@@ -307,24 +310,36 @@ fn run(purpose: &str, seed: u64, steps: u64, mix: &'static Mix) {
 
 #[test]
 fn two_guests_never_see_what_is_not_true() {
-    run("coherence", setting("COHERENCE_SEED", 1), setting("COHERENCE_STEPS", 3000), &WIDE);
+    run("coherence", setting("COHERENCE_SEED", 1), setting("COHERENCE_STEPS", 3000), (&WIDE, 2));
 }
 
 #[test]
 fn two_guests_never_see_what_is_not_true_of_files_that_are_open() {
-    run("coherence-open", setting("COHERENCE_SEED", 1), setting("COHERENCE_STEPS", 2000), &NARROW);
+    run("coherence-open", setting("COHERENCE_SEED", 1), setting("COHERENCE_STEPS", 2000), (&NARROW, 2));
+}
+
+#[test]
+fn three_guests_never_see_what_is_not_true() {
+    run("coherence-three", setting("COHERENCE_SEED", 1), setting("COHERENCE_STEPS", 1000), (&WIDE, 3));
+}
+
+#[test]
+#[ignore = "long: make soak"]
+fn three_guests_never_see_what_is_not_true_for_long() {
+    let seed = setting("COHERENCE_SEED", u64::from(std::process::id()));
+    run("coherence-three-long", seed, setting("COHERENCE_STEPS", 30_000), (&NARROW, 3));
 }
 
 #[test]
 #[ignore = "long: make soak"]
 fn two_guests_never_see_what_is_not_true_for_long() {
     let seed = setting("COHERENCE_SEED", u64::from(std::process::id()));
-    run("coherence-long", seed, setting("COHERENCE_STEPS", 60_000), &WIDE);
+    run("coherence-long", seed, setting("COHERENCE_STEPS", 60_000), (&WIDE, 2));
 }
 
 #[test]
 #[ignore = "long: make soak"]
 fn two_guests_never_see_what_is_not_true_of_files_that_are_open_for_long() {
     let seed = setting("COHERENCE_SEED", u64::from(std::process::id()));
-    run("coherence-open-long", seed, setting("COHERENCE_STEPS", 60_000), &NARROW);
+    run("coherence-open-long", seed, setting("COHERENCE_STEPS", 60_000), (&NARROW, 2));
 }

@@ -34,8 +34,13 @@ pub fn lab(purpose: &str) -> Lab {
 
 /// The same, with more lines in each grant.
 pub fn lab_with(options: Options, more: &str) -> Lab {
+    lab_of(&APPS, options, more)
+}
+
+/// The same with these guests.
+pub fn lab_of(apps: &[&str], options: Options, more: &str) -> Lab {
     let policy = tempfile::tempdir().unwrap();
-    for app in APPS {
+    for app in apps {
         let grant = "[[grant]]\npath = \"shared\"\nmount = \"/work\"\nrights = \"read-write\"\n";
         let text = format!("application = \"{app}\"\nlifetime = \"8h\"\n\n{grant}{more}");
         fs::write(policy.path().join(format!("{app}.toml")), text).unwrap();
