@@ -112,6 +112,15 @@ impl Kernel {
         sys::write_unreadable(&self.device, &notice);
     }
 
+    /// The same, and once more after a time in which the kernel may forget it again.
+    pub fn lengthen_for(&self, number: u64, size: u64, time: Duration) {
+        self.lengthen(number, size);
+        if !time.is_zero() {
+            std::thread::sleep(time);
+            self.lengthen(number, size);
+        }
+    }
+
     fn inval_inode(&self, number: u64, offset: i64, length: i64) -> bool {
         self.notify(INVAL_INODE, &[&number.to_ne_bytes(), &offset.to_ne_bytes(), &length.to_ne_bytes()])
     }

@@ -104,6 +104,8 @@ struct Client {
     owed: Vec<(u64, BTreeSet<u64>)>,
     /// Files that are mapped: how they are open, and what its kernel has of them.
     mapped: BTreeMap<u64, (Handle, Option<Vec<u8>>)>,
+    /// How long files are at least, as its kernel was told since they were last opened for that.
+    sizes: BTreeMap<u64, u64>,
     /// Readings under way the bytes of which go as soon as they come.
     doomed: BTreeSet<u64>,
     /// Never answers recalls.
@@ -130,6 +132,11 @@ impl Client {
     fn end_life(&mut self) {
         drop(self.table.end_life());
         self.give_up(None);
+    }
+
+    fn hear_size(&mut self, ino: u64, size: u64) {
+        let known = self.sizes.entry(ino).or_default();
+        *known = size.max(*known);
     }
 
     /// Has the kernel give up what it has of a mapped file, or of all; returns the readings that must be over before that is done.
@@ -228,6 +235,7 @@ impl Sim {
                 next: 0,
                 owed: vec![],
                 mapped: BTreeMap::new(),
+                sizes: BTreeMap::new(),
                 doomed: BTreeSet::new(),
                 silent: silent == Some(n),
                 deluded: None,
@@ -447,12 +455,12 @@ impl Sim {
         };
         let change = !nodes.is_empty();
         let client = &mut self.clients[which];
-        // A kernel changes one thing at a time in a directory, and so it does the size of a file (i_rwsem).
+        // A kernel changes one thing at a time in a directory, and so it does the attributes of a file (i_rwsem).
         let dirs: Vec<Node> = self.dirs.iter().map(|(dir, _)| *dir).collect();
-        let cuts = matches!(op, Op::Setattr { set: SetAttr { size: Some(_), .. }, .. });
+        let sets = matches!(op, Op::Setattr { .. });
         let busy = |node: &Node| {
             let mut changes = client.open.values().filter_map(|open| open.change.as_ref());
-            (cuts || dirs.contains(node)) && changes.any(|change| change.concerns(*node))
+            (sets || dirs.contains(node)) && changes.any(|change| change.concerns(*node))
         };
         if nodes.iter().any(busy) {
             return;
@@ -508,6 +516,7 @@ impl Sim {
         }
         let op = match client.mapped.get(&node.ino) {
             None => {
+                client.sizes.remove(&node.ino);
                 let flags = OpenFlags { read: true, ..OpenFlags::default() };
                 Op::OpenRead { node, flags, offset: 0, length: 64 }
             }
@@ -650,6 +659,9 @@ impl Sim {
                 let mut readings = BTreeSet::new();
                 for item in &items {
                     client.table.recall(stamp, item.node, &item.what, now, &mut dropped);
+                    if let What::Longer(size) = item.what {
+                        client.hear_size(item.node.ino, size);
+                    }
                     if matches!(item.what, What::All { .. }) {
                         readings.append(&mut client.give_up(Some(item.node.ino)));
                     }
@@ -694,6 +706,9 @@ impl Sim {
                 table.learn(&heard, *node, note.node, attr, false);
             }
             (Op::Setattr { node, .. }, Outcome::Attr(attr)) => {
+                // Which a kernel believes whatever it was told meanwhile.
+                let longer = table.longer_since(*node, note.stamp).unwrap_or_default();
+                client.sizes.insert(node.ino, attr.size.max(longer));
                 let ((asked, sole), _) = ended.as_ref().unwrap();
                 if sole.contains(node) {
                     let heard = Heard { asked: *asked, ..heard };
@@ -791,7 +806,9 @@ impl Sim {
                 }
                 table.learn_all(&heard, dir, note.stamp);
             }
-            (Op::OpenRead { node, .. }, Outcome::Opened(handle, _)) => {
+            (Op::OpenRead { node, .. }, Outcome::Opened(handle, attr)) => {
+                table.learn(&heard, *node, note.node, attr, false);
+                client.hear_size(node.ino, attr.size);
                 client.mapped.insert(node.ino, (*handle, (!doomed).then(|| data.to_vec())));
             }
             (Op::Read { handle, .. }, Outcome::Data) => {
@@ -896,6 +913,13 @@ impl Sim {
         for change in open.values().filter_map(|open| open.change.as_ref()) {
             client.table.abandon(change, self.now);
         }
+        // It asks for the sizes of what it has open before it takes leases, and hears of later ones by then.
+        let truth = self.truth();
+        for ino in self.clients[which].mapped.keys().copied().collect::<Vec<_>>() {
+            if let Some(contents) = truth.contents.get(&ino) {
+                self.clients[which].hear_size(ino, contents.len() as u64);
+            }
+        }
         self.note(format!("client {which} is back"));
         self.connect(which);
     }
@@ -977,12 +1001,23 @@ impl Sim {
                 }
             }
             for (ino, (_, bytes)) in client.mapped.iter().filter(|_| !self.late) {
-                let (Some(bytes), Some(is)) = (bytes, truth.contents.get(ino)) else { continue };
+                let Some(is) = truth.contents.get(ino).filter(|_| client.broken != Some(Broken::ClientKnows))
+                else {
+                    continue;
+                };
                 if changing(Node { grant: 0, ino: *ino }) || unanswered.contains(ino) {
                     continue;
                 }
                 mapped += 1;
-                if bytes != is {
+                let size = client.sizes.get(ino).copied().unwrap_or_default();
+                if size < is.len() as u64 {
+                    let trace = self.trace.join("\n");
+                    panic!(
+                        "{trace}\nclient {which} has mapped {size} bytes of {ino}, which has {}",
+                        is.len()
+                    );
+                }
+                if let Some(bytes) = bytes.as_ref().filter(|bytes| *bytes != is) {
                     let trace = self.trace.join("\n");
                     panic!("{trace}\nclient {which} has mapped {bytes:?} of {ino}, it is {is:?}");
                 }

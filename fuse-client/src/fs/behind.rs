@@ -158,6 +158,7 @@ impl Fs {
                 set
             }
         };
+        self.state.settles(node);
         // The kernel may not keep it: the gateway's clock has not spoken.
         let told = self.shown_attr(node, &attr).map(|attr| Attrs { attr, ttl: Duration::ZERO });
         self.state.behind.answer(Box::new(move || done(told)));

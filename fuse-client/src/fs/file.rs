@@ -150,7 +150,7 @@ impl Fs {
             let _gate = fs.state.leases.gate();
             fs.state.leases.table().told_size(node, when);
             let keep = opened.flags & FopenFlags::FOPEN_KEEP_CACHE & fs.keep_pages(node);
-            done(Ok(Opened { flags: opened.flags - FopenFlags::FOPEN_KEEP_CACHE | keep, ..opened }));
+            done(Ok(Opened { flags: (opened.flags - FopenFlags::FOPEN_KEEP_CACHE) | keep, ..opened }));
         });
     }
 

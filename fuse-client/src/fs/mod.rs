@@ -754,14 +754,17 @@ impl Fs {
         let fs = self.clone();
         let read = move |result: Result<Answer<'_>, Errno>, change: OwnChange| {
             let (mut table, heard, sole) = fs.ended(&change, result.as_ref().ok(), None);
-            let Outcome::Attr(attr) = result?.outcome else { return Err(errno(Ended::Protocol)) };
-            if let Some(heard) = heard
-                && sole.contains(&node)
-            {
-                table.learn(&heard, node, heard.note.node, &attr, false);
+            let Outcome::Attr(mut attr) = result?.outcome else { return Err(errno(Ended::Protocol)) };
+            if let Some(heard) = heard {
+                if sole.contains(&node) {
+                    table.learn(&heard, node, heard.note.node, &attr, false);
+                }
+                let longer = table.longer_since(node, heard.note.stamp);
+                attr.size = attr.size.max(longer.unwrap_or_default());
             }
             drop(table);
             // The kernel believes this answer whatever it was told meanwhile, so it may not keep it.
+            fs.state.settles(node);
             Ok(Attrs { attr: fs.shown_attr(node, &attr)?, ttl: Duration::ZERO })
         };
         let op = Op::Setattr { node, handle, set, by: caller.credentials() };

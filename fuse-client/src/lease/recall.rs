@@ -109,7 +109,12 @@ impl Table {
                 }
                 drop.write.push(node);
             }
-            What::Longer(size) => drop.longer.push((node, *size)),
+            What::Longer(size) => {
+                drop.longer.push((node, *size));
+                if held.changing > 0 {
+                    held.longer = held.longer.max((stamp, *size));
+                }
+            }
         }
     }
 

@@ -12,6 +12,7 @@ mod locks;
 mod nodes;
 mod reading;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -54,6 +55,8 @@ pub struct State {
     pub reading: Mutex<Reading>,
     /// Writes that were answered before the gateway has them.
     pub behind: Behind,
+    /// Files of which a change of attributes was answered just now: see [`State::settles`].
+    settling: Mutex<VecDeque<(Instant, Node)>>,
 }
 
 impl State {
@@ -161,14 +164,17 @@ impl State {
             });
         }
         let told = Latch::new(drop.longer.len());
+        let mut settled = Duration::ZERO;
         for (node, size) in &drop.longer {
             let (number, size, told) = (number(*node), *size, told.clone());
             let on = kernel.clone();
+            let unsettled = self.unsettled(*node);
+            settled = settled.max(unsettled);
             kernel.aside(move || {
                 // What is read from here on is from after the change, and as long. Whatever is in the last page goes once more, as others may
                 // have cut the file again since.
                 on.forget_pages(number);
-                on.lengthen(number, size);
+                on.lengthen_for(number, size, unsettled);
                 on.forget_pages(number);
                 told.done();
             });
@@ -188,7 +194,7 @@ impl State {
                 clean.wait(readings);
             }
         }
-        if !told.wait(KERNEL_MAX) {
+        if !told.wait(settled + KERNEL_MAX) {
             // Pages of it are being read, or written by somebody who waits for this. The kernel hears before it waits for the last one.
             let begun = Latch::new(drop.longer.len());
             for (node, size) in &drop.longer {
@@ -205,6 +211,26 @@ impl State {
         }
     }
 
+    /// A change of a file's attributes is about to be answered. The kernel believes the size in that answer whatever it was told, and whenever
+    /// the thread that asked for it comes to it.
+    pub fn settles(&self, node: Node) {
+        let now = Instant::now();
+        let mut settling = self.settling.lock();
+        while settling.len() >= MOST_SETTLING
+            || settling.front().is_some_and(|(since, _)| now.duration_since(*since) > SETTLING)
+        {
+            settling.pop_front();
+        }
+        settling.push_back((now, node));
+    }
+
+    /// For how long the kernel may still forget what it is told of a file's size.
+    fn unsettled(&self, node: Node) -> Duration {
+        let settling = self.settling.lock();
+        let last = settling.iter().rev().find(|(_, other)| *other == node);
+        last.map_or(Duration::ZERO, |(since, _)| SETTLING.saturating_sub(since.elapsed()))
+    }
+
     /// Has the kernel hear that a file may be longer than it believes, and then does something. What locks the last page may be waiting for
     /// that: the kernel has heard before it waits for the page.
     pub fn lengthen(&self, node: Node, size: u64, then: impl FnOnce() + Send + 'static) {
@@ -212,13 +238,14 @@ impl State {
         let (on, number) = (kernel.clone(), self.nodes.lock().number(node));
         let (begun, told) = (Latch::new(1), Latch::new(1));
         let (begins, tells) = (begun.clone(), told.clone());
+        let unsettled = self.unsettled(node);
         kernel.aside(move || {
             begins.done();
-            on.lengthen(number, size);
+            on.lengthen_for(number, size, unsettled);
             tells.done();
         });
         kernel.aside_to_wait(move || {
-            if !told.wait(KERNEL_MAX) {
+            if !told.wait(unsettled + KERNEL_MAX) {
                 begun.wait(BEGUN_MAX);
             }
             then();
@@ -294,6 +321,9 @@ impl State {
     }
 }
 
+/// How long the thread that has changed attributes may take to come to the answer.
+const SETTLING: Duration = Duration::from_millis(20);
+const MOST_SETTLING: usize = 4096;
 /// How long a recall waits for inodes that the kernel is about to make. Nothing that makes one waits for a recall.
 const MAKING_MAX: Duration = Duration::from_millis(100);
 const MAKING_PAUSE: Duration = Duration::from_micros(50);
