@@ -447,11 +447,11 @@ impl Keeper {
         if alone && !late {
             self.shared.let_forget();
         }
-        if alone {
-            self.shared.core.lock().without_leases = late;
-        }
         let (waits, number) = {
             let mut taking = self.shared.taking.lock();
+            if alone {
+                self.shared.core.lock().without_leases = late;
+            }
             match role {
                 Role::Only if late => (true, taking.begin(channel.sender.clone())),
                 Role::Only => {

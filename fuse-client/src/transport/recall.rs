@@ -57,13 +57,16 @@ pub(super) fn run(shared: &Arc<Shared>, tasks: &mpsc::Receiver<Task>) {
             }
             Ok(Task::Told(waiter)) => drop(waiter),
             Ok(Task::TakeLeases { number }) => {
-                let senders = shared.taking.lock().over(number);
+                let mut taking = shared.taking.lock();
+                let senders = taking.over(number);
                 // A failure shows on the connection's reader as well.
                 senders.iter().for_each(|sender| drop(take_leases(sender)));
                 if !senders.is_empty() {
                     shared.core.lock().without_leases = false;
                     shared.sendable.notify_one();
                 }
+                // Not before: there may be other connections.
+                drop(taking);
             }
             Ok(Task::End) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
             Err(mpsc::RecvTimeoutError::Timeout) if swept.elapsed() >= SWEEP => {

@@ -119,6 +119,8 @@ struct Recalls {
     lost: Option<u64>,
     /// Since when there is no connection.
     alone: Option<Instant>,
+    /// Somebody has waited for it since then.
+    awaited: bool,
     over: bool,
 }
 
@@ -261,7 +263,10 @@ impl Lessee {
             return;
         }
         self.present.store(false, Ordering::SeqCst);
-        self.recalls.lock().alone = Some(Instant::now());
+        {
+            let mut recalls = self.recalls.lock();
+            (recalls.alone, recalls.awaited) = (Some(Instant::now()), false);
+        }
         self.table.lock().open = false;
     }
 
@@ -385,7 +390,13 @@ impl Lessee {
                 wait = None;
             }
             // Without a connection it has had its time since it lost the last one.
-            let until = recalls.alone.unwrap_or_else(Instant::now) + self.recall;
+            let now = Instant::now();
+            let until = recalls.alone.unwrap_or(now) + self.recall;
+            if until <= now && needs.iter().all(|need| need.stray) {
+                // When it comes back it forgets its pages, and asks for the sizes of what it has open.
+                return None;
+            }
+            recalls.awaited |= until > now && wait.is_some();
             let mut fresh = vec![];
             for need in needs {
                 match (wait, recalls.same(&need)) {
@@ -535,10 +546,13 @@ impl Lessee {
 
     /// Takes all leases away at once because an answer did not come in time.
     pub(super) fn take_away(&self) {
-        let alone = self.recalls.lock().alone.is_some();
+        let (alone, awaited) = {
+            let mut recalls = self.recalls.lock();
+            (recalls.alone.is_some(), std::mem::take(&mut recalls.awaited))
+        };
         if alone {
             // It has not been back in time either. Otherwise whoever cuts his connections again and again could hold others up.
-            self.void(|_| false, Some(self.offences.add(Instant::now())));
+            self.void(|_| false, awaited.then(|| self.offences.add(Instant::now())));
         } else {
             self.lose();
         }

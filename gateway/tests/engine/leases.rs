@@ -734,6 +734,29 @@ fn without_a_connection_leases_end() {
     late(true);
 }
 
+/// Whom nobody has waited for has done nothing: it may be gone for good, and others open its files all the time.
+#[test]
+fn who_has_been_gone_for_long_is_neither_waited_for_nor_to_blame() {
+    let world = world(Duration::from_millis(50));
+    let (gone, changer) = (taker(&world), world.guest(whole()));
+    let file = gone.node(0, "f");
+    let handle = opened(gone.ask(&open_read(file)));
+    changer.node(0, "f");
+    gone.session.left_alone();
+    std::thread::sleep(Duration::from_millis(60));
+    for size in 20..30 {
+        attr(changer.ask(&resize(file, size)));
+    }
+    // Nothing is said but of the lease, with which all are over.
+    for (_, data) in gone.inbox.try_iter() {
+        let items: Vec<Recalled> = codec::decode_list(&data).unwrap();
+        assert_eq!(items, [Recalled { node: file, what: What::All { data: true, open: false } }]);
+    }
+    gone.ask(&Op::TakeLeases);
+    gone.look(file);
+    gone.ask(&Op::Release { handle, lock_owner: None });
+}
+
 #[test]
 fn who_comes_back_has_nobody_wait_any_more() {
     let world = world(LONG);
