@@ -54,7 +54,7 @@ use crate::gate::Gate;
 use crate::gate::grant::GrantState;
 use crate::gate::refusal::Checked;
 use crate::handles::Handles;
-use crate::leases::{Change, Deal, Grace, Lessee, LesseeParts, Lessees, Mode, Waiting};
+use crate::leases::{Change, Deal, Deed, Grace, Lessee, LesseeParts, Lessees, Mode, Waiting};
 use crate::locks::Locks;
 use crate::nodes::Nodes;
 use crate::store;
@@ -335,6 +335,22 @@ impl Engine {
     pub fn begin_lease_grace<'s>(&self, sessions: impl Iterator<Item = &'s EngineSession>) {
         let missing = sessions.map(|session| session.number).collect();
         self.shared.grace.begin(missing, Instant::now() + self.shared.options.leases.recall);
+    }
+
+    /// After [`Engine::begin_lease_grace`]: waits until those are back who might keep what the former process has changed, unless the session
+    /// itself is not. `waits` is called if there is anything to wait for.
+    pub fn await_the_missing(&self, session: &EngineSession, admission: &Admission, waits: &dyn Fn()) {
+        let deal = Deal::new(&session.lessee, Mode::Client);
+        if deal.in_time(&self.shared.grace, Deed::ChangeContents).is_ok() {
+            return;
+        }
+        if let Ok(waiting) = deal.ask(&self.shared, admission.turnstile())
+            && !waiting.is_over()
+        {
+            waits();
+            // Who is fenced meanwhile is answered all the same: it is done.
+            let _ = waiting.sleep(&self.shared);
+        }
     }
 
     fn gate<'a>(

@@ -225,7 +225,11 @@ impl Gateway {
     ) -> Served {
         let (running, before) = match session.slots.begin(request.slot) {
             Begin::Bad => return failed(Failure::BadSlot),
-            Begin::Replay(outcome) => return Served::Done(outcome.into()),
+            Begin::Replay(outcome) => {
+                // The process that did it may have died before it told others.
+                self.engine.await_the_missing(&session.engine, admission, call.waits);
+                return Served::Done(outcome.into());
+            }
             Begin::Run(running) => (running, None),
             Begin::Interrupted(before, running) => (running, Some(before)),
         };
@@ -233,7 +237,10 @@ impl Gateway {
             self.engine.replayed(&session.engine, admission, before, &request.op, call.data)
         });
         let done = match replayed {
-            Some(done) => done,
+            Some(done) => {
+                self.engine.await_the_missing(&session.engine, admission, call.waits);
+                done
+            }
             None => {
                 // An operation that comes again after a crash keeps what was found before its first run.
                 let noted = match before {

@@ -28,6 +28,30 @@ fn chmod(node: Node) -> Op {
     Op::Setattr { node, handle: None, set, by: ME }
 }
 
+/// What the former process did, and did not live to answer, it may not have lived to tell those who have what it replaced either.
+#[test]
+fn what_is_answered_again_after_a_restart_waits_for_who_is_not_back() {
+    let mut world = World::with_limits(LONG);
+    let holder = key();
+    let chain = world.contract(&holder);
+    let [mut changer, mut keeper] = [0; 2].map(|_| world.client(&holder, &chain));
+    let root = changer.root();
+    let (handle, _) = changer.create(root, "f");
+    changer.write(handle, 0, b"data");
+    let last = changer.sequences[0];
+    take(&mut changer);
+    take(&mut keeper);
+    world.restart();
+    let mut again = world.resume(&holder, changer.welcome.session).unwrap();
+    take(&mut again);
+    let request =
+        Request { id: 77, slot: Slot { index: 0, sequence: last }, op: Op::Write { handle, offset: 0 } };
+    again.send_request(&request, b"data");
+    assert!(is_silent(&mut again), "somebody may still have what was there before");
+    take(&mut world.resume(&holder, keeper.welcome.session).unwrap());
+    assert_eq!(again.reply(), (77, Outcome::Written { count: 4, size: 4 }));
+}
+
 /// Two sessions of one holder, the first with leases on the root and on a file.
 fn two(world: &World) -> (Client, Client, Node) {
     two_of(world, &key())
