@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -112,12 +113,17 @@ impl Kernel {
         sys::write_unreadable(&self.device, &notice);
     }
 
-    /// The same, and once more after a time in which the kernel may forget it again.
-    pub fn lengthen_for(&self, number: u64, size: u64, time: Duration) {
-        self.lengthen(number, size);
+    /// The same, and once more after a time in which the kernel may forget it again; but not when it is not `in_time` any more: the file may be
+    /// shorter by then.
+    pub fn lengthen_for(&self, number: u64, size: u64, time: Duration, in_time: &AtomicBool) {
+        if in_time.load(Ordering::Relaxed) {
+            self.lengthen(number, size);
+        }
         if !time.is_zero() {
             std::thread::sleep(time);
-            self.lengthen(number, size);
+            if in_time.load(Ordering::Relaxed) {
+                self.lengthen(number, size);
+            }
         }
     }
 

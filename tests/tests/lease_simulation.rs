@@ -684,6 +684,7 @@ impl Sim {
     /// What the client's file system makes of an answer.
     fn learn(&mut self, which: usize, id: u64, outcome: Outcome, note: Note, data: &[u8]) {
         self.note(format!("client {which} hears #{id}"));
+        let truth = self.truth();
         let client = &mut self.clients[which];
         let Some(Open { op, asked, life, change, listed, files }) = client.open.remove(&id) else { return };
         let doomed = client.doomed.remove(&id);
@@ -706,9 +707,10 @@ impl Sim {
                 table.learn(&heard, *node, note.node, attr, false);
             }
             (Op::Setattr { node, .. }, Outcome::Attr(attr)) => {
-                // Which a kernel believes whatever it was told meanwhile.
-                let longer = table.longer_since(*node, note.stamp).unwrap_or_default();
-                client.sizes.insert(node.ino, attr.size.max(longer));
+                // Which a kernel believes whatever it was told meanwhile. Where that may be later, the client asks again.
+                let known =
+                    truth.contents.get(&node.ino).filter(|_| table.was_longer(*node, note.stamp, attr.size));
+                client.sizes.insert(node.ino, known.map_or(attr.size, |is| is.len() as u64));
                 let ((asked, sole), _) = ended.as_ref().unwrap();
                 if sole.contains(node) {
                     let heard = Heard { asked: *asked, ..heard };

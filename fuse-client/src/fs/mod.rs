@@ -754,23 +754,31 @@ impl Fs {
         let fs = self.clone();
         let read = move |result: Result<Answer<'_>, Errno>, change: OwnChange| {
             let (mut table, heard, sole) = fs.ended(&change, result.as_ref().ok(), None);
-            let Outcome::Attr(mut attr) = result?.outcome else { return Err(errno(Ended::Protocol)) };
-            if let Some(heard) = heard {
-                if sole.contains(&node) {
-                    table.learn(&heard, node, heard.note.node, &attr, false);
-                }
-                let longer = table.longer_since(node, heard.note.stamp);
-                attr.size = attr.size.max(longer.unwrap_or_default());
+            let Outcome::Attr(attr) = result?.outcome else { return Err(errno(Ended::Protocol)) };
+            let Some(heard) = heard else { return Ok((attr, false)) };
+            if sole.contains(&node) {
+                table.learn(&heard, node, heard.note.node, &attr, false);
             }
-            drop(table);
-            // The kernel believes this answer whatever it was told meanwhile, so it may not keep it.
-            fs.state.settles(node);
-            Ok(Attrs { attr: fs.shown_attr(node, &attr)?, ttl: Duration::ZERO })
+            Ok((attr, table.was_longer(node, heard.note.stamp, attr.size)))
+        };
+        let fs = self.clone();
+        // The kernel believes this answer whatever it was told meanwhile, so it may not keep it.
+        let told = move |result: Result<(Attr, bool), Errno>| match result {
+            Ok((attr, false)) => {
+                fs.state.settles(node);
+                done(fs.shown_attr(node, &attr).map(|attr| Attrs { attr, ttl: Duration::ZERO }));
+            }
+            // Which of the two is later is not known here.
+            Ok((_, true)) => fs.clone().ask_attr(caller, node, file, move |attrs| {
+                fs.state.settles(node);
+                done(attrs.map(|attrs| Attrs { ttl: Duration::ZERO, ..attrs }));
+            }),
+            Err(errno) => done(Err(errno)),
         };
         let op = Op::Setattr { node, handle, set, by: caller.credentials() };
         self.settled(caller, node, move |fs, ready| match ready {
-            Ok(()) => fs.change(caller, (op, Payload::default()), &[node], read, done),
-            Err(errno) => done(Err(errno)),
+            Ok(()) => fs.change(caller, (op, Payload::default()), &[node], read, told),
+            Err(errno) => told(Err(errno)),
         });
     }
 

@@ -110,9 +110,11 @@ impl Table {
                 drop.write.push(node);
             }
             What::Longer(size) => {
-                drop.longer.push((node, *size));
+                // Under a lease it is known, whatever has happened since.
+                let known = held.attr.as_ref().filter(|_| held.leased()).map(|kept| kept.attr.size);
+                drop.longer.push((node, known.unwrap_or(*size)));
                 if held.changing > 0 {
-                    held.longer = held.longer.max((stamp, *size));
+                    held.heard = held.heard.max((stamp.saturating_sub(1), *size));
                 }
             }
         }

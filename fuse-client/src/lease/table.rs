@@ -97,8 +97,9 @@ pub(super) struct Held {
     pub(super) clean: bool,
     /// Whether the kernel knows the size: it had nothing of the file when the lease began, or was told since.
     sized: bool,
-    /// How long the file was said to be while this guest was changing it, and at what time of the session's clock.
-    pub(super) longer: (u64, u64),
+    /// What was last heard of the size while this guest was changing the file, and until which time of the session's clock an answer may be from
+    /// before that.
+    pub(super) heard: (u64, u64),
     /// Never the same again when something has spoilt `clean`.
     pub(super) soiled: u64,
     /// Time of the last change of the attributes and size when the lease ended, if nothing can have the same and other
@@ -139,7 +140,7 @@ impl Held {
             shown: None,
             clean: false,
             sized: false,
-            longer: (0, 0),
+            heard: (0, 0),
             soiled: 0,
             last: None,
             names: None,
@@ -331,7 +332,7 @@ impl Table {
     /// An answer tells of a node and, if there is one, of its lease. Returns whether the attributes are kept.
     pub fn learn(&mut self, heard: &Heard, node: Node, lease: Lease, attr: &Attr, fresh: bool) -> bool {
         if let Some(held) = self.nodes.get_mut(&node).filter(|held| held.changing > 0) {
-            held.longer = held.longer.max((heard.note.stamp, attr.size));
+            held.heard = held.heard.max((heard.note.stamp, attr.size));
         }
         self.is_present(heard, node, attr.generation)
             && self.grant(heard, node, lease, fresh)
@@ -532,11 +533,9 @@ impl Table {
         }
     }
 
-    /// The size that a file was said to have while this guest changed it, if the answer of this time may be from before that. It may also be from
-    /// after: a kernel that believes too much is put right when it reads.
-    pub fn longer_since(&self, node: Node, stamp: u64) -> Option<u64> {
-        let (since, size) = self.nodes.get(&node)?.longer;
-        (since >= stamp).then_some(size)
+    /// Whether a file was said to be longer while this guest changed it than the answer of this time says, which may be from before that.
+    pub fn was_longer(&self, node: Node, stamp: u64, size: u64) -> bool {
+        self.nodes.get(&node).is_some_and(|held| held.heard.0 >= stamp && held.heard.1 > size)
     }
 
     /// The kernel has been told of the size; `when`: what [`Table::may_be_longer`] said before.
@@ -583,7 +582,11 @@ impl Table {
         concerned.sort_unstable();
         concerned.dedup();
         for node in &concerned {
-            self.held(*node).changing += 1;
+            let held = self.held(*node);
+            if held.changing == 0 {
+                held.heard = (0, 0);
+            }
+            held.changing += 1;
         }
         let asked = self.ask(now);
         // What is learnt from here on is told apart from what was known before.

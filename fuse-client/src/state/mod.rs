@@ -165,17 +165,21 @@ impl State {
         }
         let told = Latch::new(drop.longer.len());
         let mut settled = Duration::ZERO;
+        let in_time = Arc::new(AtomicBool::new(true));
         for (node, size) in &drop.longer {
             let (number, size, told) = (number(*node), *size, told.clone());
             let on = kernel.clone();
             let unsettled = self.unsettled(*node);
             settled = settled.max(unsettled);
+            let has_pages = drop.pages.contains(node);
+            let in_time = in_time.clone();
             kernel.aside(move || {
-                // What is read from here on is from after the change, and as long. Whatever is in the last page goes once more, as others may
-                // have cut the file again since.
-                on.forget_pages(number);
-                on.lengthen_for(number, size, unsettled);
-                on.forget_pages(number);
+                if has_pages {
+                    // Before, as their last one ends where the file has ended. Otherwise not: a question for attributes may be under way, the answer to
+                    // which the kernel then does not believe, and which alone would tell it that the file is shorter than it was before.
+                    on.forget_pages(number);
+                }
+                on.lengthen_for(number, size, unsettled, &in_time);
                 told.done();
             });
         }
@@ -195,20 +199,29 @@ impl State {
             }
         }
         if !told.wait(settled + KERNEL_MAX) {
-            // Pages of it are being read, or written by somebody who waits for this. The kernel hears before it waits for the last one.
-            let begun = Latch::new(drop.longer.len());
-            for (node, size) in &drop.longer {
-                let (on, number, size, begun) = (kernel.clone(), number(*node), *size, begun.clone());
-                kernel.aside(move || {
-                    begun.done();
-                    on.lengthen(number, size);
-                });
+            // Pages of it may be being read, or written by somebody who waits for this.
+            let changing = drop.longer.iter().any(|(node, _)| self.is_changing(*node));
+            if changing || !told.wait(readings) {
+                self.lengthen_at_once(kernel, &drop.longer);
             }
-            begun.wait(BEGUN_MAX);
-            if !drop.longer.iter().any(|(node, _)| self.is_changing(*node)) {
-                told.wait(readings);
-            }
+            in_time.store(false, Ordering::Relaxed);
         }
+    }
+
+    /// What locks a file's pages keeps the kernel from forgetting them, and not from hearing how long it is: it hears before it waits for the last page.
+    fn lengthen_at_once(&self, kernel: &Arc<Kernel>, files: &[(Node, u64)]) {
+        let told = Latch::new(files.len());
+        let in_time = Arc::new(AtomicBool::new(true));
+        for (node, size) in files {
+            let number = self.nodes.lock().number(*node);
+            let (on, size, told, in_time) = (kernel.clone(), *size, told.clone(), in_time.clone());
+            kernel.aside(move || {
+                on.lengthen_for(number, size, Duration::ZERO, &in_time);
+                told.done();
+            });
+        }
+        told.wait(READ_MAX);
+        in_time.store(false, Ordering::Relaxed);
     }
 
     /// A change of a file's attributes is about to be answered. The kernel believes the size in that answer whatever it was told, and whenever
@@ -236,18 +249,16 @@ impl State {
     pub fn lengthen(&self, node: Node, size: u64, then: impl FnOnce() + Send + 'static) {
         let Some(kernel) = self.leases.kernel() else { return then() };
         let (on, number) = (kernel.clone(), self.nodes.lock().number(node));
-        let (begun, told) = (Latch::new(1), Latch::new(1));
-        let (begins, tells) = (begun.clone(), told.clone());
+        let (told, in_time) = (Latch::new(1), Arc::new(AtomicBool::new(true)));
+        let (tells, still) = (told.clone(), in_time.clone());
         let unsettled = self.unsettled(node);
         kernel.aside(move || {
-            begins.done();
-            on.lengthen_for(number, size, unsettled);
+            on.lengthen_for(number, size, unsettled, &still);
             tells.done();
         });
         kernel.aside_to_wait(move || {
-            if !told.wait(unsettled + KERNEL_MAX) {
-                begun.wait(BEGUN_MAX);
-            }
+            told.wait(unsettled + READ_MAX);
+            in_time.store(false, Ordering::Relaxed);
             then();
         });
     }
