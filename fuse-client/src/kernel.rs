@@ -51,11 +51,7 @@ impl Kernel {
     }
 
     fn notify(&self, code: i32, parts: &[&[u8]]) -> bool {
-        let length = HEADER + parts.iter().map(|part| part.len()).sum::<usize>();
-        let mut header = [0; HEADER];
-        // At most a name and 40 bytes.
-        header[..4].copy_from_slice(&(length as u32).to_ne_bytes());
-        header[4..8].copy_from_slice(&code.to_ne_bytes());
+        let header = header(code, parts.iter().map(|part| part.len()).sum());
         let mut slices = vec![IoSlice::new(&header)];
         slices.extend(parts.iter().map(|part| IoSlice::new(part)));
         rustix::io::writev(&self.device, &slices).is_ok()
@@ -93,23 +89,11 @@ impl Kernel {
     /// file long enough for them. No byte is stored, as nobody here can say which one would be right by then.
     pub fn lengthen(&self, number: u64, size: u64) {
         let Some(last) = size.checked_sub(1) else { return };
-        let [message, at] = [(HEADER + 24 + 1) as u32, 1];
-        let mut notice = [0; HEADER + 24];
-        let fields: [&[u8]; 7] = [
-            &message.to_ne_bytes(),
-            &STORE.to_ne_bytes(),
-            &0_u64.to_ne_bytes(),
-            &number.to_ne_bytes(),
-            &last.to_ne_bytes(),
-            &at.to_ne_bytes(),
-            &0_u32.to_ne_bytes(),
-        ];
-        let mut rest = notice.as_mut_slice();
-        for field in fields {
-            let (place, after) = rest.split_at_mut(field.len());
-            place.copy_from_slice(field);
-            rest = after;
-        }
+        // `struct fuse_notify_store_out`: of which inode, where, and how many bytes follow.
+        let store: [&[u8]; 4] =
+            [&number.to_ne_bytes(), &last.to_ne_bytes(), &1_u32.to_ne_bytes(), &0_u32.to_ne_bytes()];
+        let store = store.concat();
+        let notice = [&header(STORE, store.len() + 1), store.as_slice()].concat();
         sys::write_unreadable(&self.device, &notice);
     }
 
@@ -165,6 +149,14 @@ impl Kernel {
     pub fn aside(&self, work: impl FnOnce() + Send + 'static) {
         self.pages.clone().take(Box::new(work));
     }
+}
+
+/// What a notice begins with (`struct fuse_out_header`, of no request). `length`: of what follows, at most a name and 40 bytes.
+fn header(code: i32, length: usize) -> [u8; HEADER] {
+    let mut header = [0; HEADER];
+    header[..4].copy_from_slice(&((HEADER + length) as u32).to_ne_bytes());
+    header[4..8].copy_from_slice(&code.to_ne_bytes());
+    header
 }
 
 type Work = Box<dyn FnOnce() + Send>;

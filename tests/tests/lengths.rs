@@ -5,10 +5,8 @@
 #[path = "support/pair.rs"]
 mod pair;
 
-use std::fs;
-
 use pair::{APPS, Dice, Guest};
-use strongroom_tests::lab::{GATEWAY_ADDRESS, Lab, StopHow};
+use strongroom_tests::lab::Lab;
 
 /// One line, one operation; one line, one answer. The mapping reaches far beyond the file; a process of its own looks at it, as one that looks
 /// beyond the last page dies of that.
@@ -77,10 +75,7 @@ for line in sys.stdin:
 const PAGE: u64 = 4096;
 
 fn begin(purpose: &str) -> (Lab, [Guest; 2]) {
-    let lab = pair::lab(purpose);
-    fs::write(lab.data().join("shared/file"), [0; 8]).unwrap();
-    let guests = APPS.map(|app| Guest::start(&lab, app, &["/usr/bin/python3", "-c", GUEST]));
-    (lab, guests)
+    pair::with_file(purpose, &[0; 8], GUEST)
 }
 
 fn done(guest: &mut Guest, line: &str) {
@@ -160,16 +155,14 @@ fn what_is_opened_is_as_long_as_it_is() {
 #[test]
 fn what_became_longer_meanwhile_is() {
     let (lab, mut guests) = begin("lengths-meanwhile");
-    let gateway = GATEWAY_ADDRESS.split(':').next().unwrap();
     let mut growing = Growing::new(3);
     for value in 1..=40 {
         let (place, value) = growing.grow(&mut guests[0], value);
         look(&mut guests[1], "see", place, value);
         if growing.dice.roll(4) == 0 {
-            lab.stop_gateway(StopHow::Kill).unwrap();
-            lab.start_gateway().unwrap();
+            pair::replace_gateway(&lab);
         } else {
-            lab.app(APPS[1], ["ss", "-K", "dst", gateway]).cwd("/").run().unwrap();
+            pair::cut_off(&lab, APPS[1]);
         }
         let (place, value) = growing.grow(&mut guests[0], 1000 + value);
         look(&mut guests[1], ["see", "send"][growing.dice.roll(2) as usize], place, value);

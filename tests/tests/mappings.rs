@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use pair::{APPS, Dice, Guest};
-use strongroom_tests::lab::{GATEWAY_ADDRESS, Lab, StopHow};
+use strongroom_tests::lab::{Lab, StopHow};
 
 /// One line, one operation; one line, one answer. `spin` has processes look at the mapping all the time, so that pages are read while
 /// they are changed.
@@ -51,10 +51,7 @@ const PAGES: u64 = 8;
 const PAGE: u64 = 4096;
 
 fn begin(purpose: &str) -> (Lab, [Guest; 2]) {
-    let lab = pair::lab(purpose);
-    fs::write(lab.data().join("shared/file"), vec![0; (PAGES * PAGE) as usize]).unwrap();
-    let guests = APPS.map(|app| Guest::start(&lab, app, &["/usr/bin/python3", "-c", GUEST]));
-    (lab, guests)
+    pair::with_file(purpose, &[0; (PAGES * PAGE) as usize], GUEST)
 }
 
 /// Changes a place by one guest, and looks at it by the other in both ways.
@@ -114,13 +111,12 @@ fn what_is_mapped_is_true_after_its_lease_has_ended() {
 fn what_is_mapped_is_true_after_the_connections_were_cut() {
     let (lab, mut guests) = begin("mappings-cut");
     let connections = || lab.app(APPS[1], ["ss", "-Htn"]).run().unwrap();
-    let gateway = GATEWAY_ADDRESS.split(':').next().unwrap();
     for value in 1..=30 {
         for guest in &mut guests {
             assert_eq!(guest.ask("see 0"), (value - 1).to_string());
         }
         let before = connections();
-        lab.app(APPS[1], ["ss", "-K", "dst", gateway]).run().unwrap();
+        pair::cut_off(&lab, APPS[1]);
         put_and_look(&mut guests, 0, 0, value);
         assert_ne!(before, connections(), "connections are not cut by `ss -K` here");
     }
@@ -135,8 +131,7 @@ fn what_is_mapped_is_true_after_the_gateway_was_killed() {
         for guest in &mut guests {
             assert_eq!(guest.ask("see 0"), (value - 1).to_string());
         }
-        lab.stop_gateway(StopHow::Kill).unwrap();
-        lab.start_gateway().unwrap();
+        pair::replace_gateway(&lab);
         put_and_look(&mut guests, (value % 2) as usize, 0, value);
     }
     drop(guests);
@@ -154,17 +149,15 @@ fn what_is_mapped_is_true_though_its_client_notices_late() {
     lab.start_gateway().unwrap();
     let client =
         |signal| lab.app(APPS[1], ["pkill", signal, "-x", "mount-strongroo"]).cwd("/").run().unwrap();
-    let gateway = GATEWAY_ADDRESS.split(':').next().unwrap();
     for value in 1..=6 {
         for guest in &mut guests {
             assert_eq!(guest.ask("see 0"), (value - 1).to_string());
         }
         client("-STOP");
         if value % 2 == 0 {
-            lab.stop_gateway(StopHow::Kill).unwrap();
-            lab.start_gateway().unwrap();
+            pair::replace_gateway(&lab);
         } else {
-            lab.app(APPS[1], ["ss", "-K", "dst", gateway]).cwd("/").run().unwrap();
+            pair::cut_off(&lab, APPS[1]);
         }
         let [one, two] = &mut guests;
         let (done, put) = mpsc::channel();

@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 
-use strongroom_tests::lab::{Lab, Options};
+use strongroom_tests::lab::{GATEWAY_ADDRESS, Lab, Options, StopHow};
 
 /// The guests.
 pub const APPS: [&str; 2] = ["one", "two"];
@@ -50,6 +50,26 @@ pub fn lab_of(apps: &[&str], options: Options, more: &str) -> Lab {
     let status = lab.status().unwrap();
     assert!(status.guests.iter().all(|guest| guest.problem.is_none()), "{status:?}");
     lab
+}
+
+/// A lab in which both have a file of these contents, and a Python program that has it open.
+pub fn with_file(purpose: &str, contents: &[u8], program: &str) -> (Lab, [Guest; 2]) {
+    let lab = lab(purpose);
+    fs::write(lab.data().join("shared/file"), contents).unwrap();
+    let guests = APPS.map(|app| Guest::start(&lab, app, &["/usr/bin/python3", "-c", program]));
+    (lab, guests)
+}
+
+/// Breaks all connections of a guest with the gateway.
+pub fn cut_off(lab: &Lab, app: &str) {
+    let gateway = GATEWAY_ADDRESS.split(':').next().unwrap();
+    lab.app(app, ["ss", "-K", "dst", gateway]).cwd("/").run().unwrap();
+}
+
+/// Kills the gateway, and starts another.
+pub fn replace_gateway(lab: &Lab) {
+    lab.stop_gateway(StopHow::Kill).unwrap();
+    lab.start_gateway().unwrap();
 }
 
 /// The program in one guest.
