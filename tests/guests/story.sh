@@ -125,7 +125,7 @@ story() {
     say "Another guest is started. It will be at work, too, when the first one is attacked."
     first_start editor
     say "The editor saves all the time, from now to the end. What it has saved last is counted in its memory."
-    show editor "setsid sh -c 'n=0; while n=\$((n + 1)); do echo \"page \$n\" >/mnt/Documents/.new && mv /mnt/Documents/.new /mnt/Documents/letter.txt && [ \"\$(cat /mnt/Documents/letter.txt)\" = \"page \$n\" ] || { echo \"failed at \$n\" >/tmp/failed; exit 1; }; echo \$n >/tmp/count.new; mv /tmp/count.new /tmp/count; sleep 0.02; done' >/dev/null 2>&1 &"
+    show editor "setsid sh -c 'exec 2>/tmp/said; n=0; while n=\$((n + 1)); do echo \"page \$n\" >/mnt/Documents/.new && mv /mnt/Documents/.new /mnt/Documents/letter.txt && saved=\$(cat /mnt/Documents/letter.txt) && [ \"\$saved\" = \"page \$n\" ] || { echo \"failed at \$n, when the letter said: \$saved\"; cat /tmp/said; exit 1; } >/tmp/failed; echo \$n >/tmp/count.new; mv /tmp/count.new /tmp/count; sleep 0.02; done' >/dev/null 2>&1 &"
     good
     wait_until 300 "the editor is at work" editor_is_at_work 3
   fi

@@ -137,6 +137,26 @@ fn a_full_disk_is_told_and_room_helps() {
 }
 
 #[test]
+fn what_is_removed_makes_room_at_once() {
+    if !in_own_mounts("what_is_removed_makes_room_at_once") {
+        return;
+    }
+    let disk = Disk::new(48);
+    let lab = disk.lab("diskroom");
+    let [mut one, mut two] = Python::pair(&lab);
+    one.run(FILL);
+    // The other guest knows them all, and does not forget at once what loses its name: such files are held, but not for want of room.
+    for round in 0..5 {
+        one.run(&format!("told = [fill(f'{round}.{{n}}', 4) for n in range(13)]"));
+        assert_eq!(one.ask("told[0], told[-1]"), "([], ['ENOSPC'])");
+        two.run(&format!("sizes = [os.stat(f'{round}.{{n}}').st_size for n in range(13)]"));
+        one.run(&format!("for n in range(13): os.unlink(f'{round}.{{n}}')"));
+    }
+    drop((one, two));
+    lab.down().unwrap();
+}
+
+#[test]
 fn a_failing_disk_is_told_and_later_work_goes_well() {
     if !in_own_mounts("a_failing_disk_is_told_and_later_work_goes_well") {
         return;

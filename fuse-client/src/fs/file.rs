@@ -157,7 +157,8 @@ impl Fs {
     /// Opens what is known to be of a kind without telling the gateway; `None` if that must not be.
     pub(super) fn open_lazily(&self, node: Node, flags: OpenFlags, kind: u32) -> Option<u64> {
         let table = self.state.leases.table();
-        table.attr(node, Instant::now()).filter(|attr| attr.mode & libc::S_IFMT == kind)?;
+        // What has no name any more is there only for a while, so it is opened while it is.
+        table.attr(node, Instant::now()).filter(|attr| attr.mode & libc::S_IFMT == kind && attr.nlink > 0)?;
         if !table.opens_lazily(node) {
             return None;
         }

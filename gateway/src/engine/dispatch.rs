@@ -154,6 +154,7 @@ pub(super) fn again(
                 meter.ensure_counted(tree, &|| gate.admission.is_fenced())?;
             }
             Err(Refusal::Recall) if !gate.inline => settle()?,
+            Err(refusal) if refusal.is(Errno::NOSPC) && tree.kept.let_go() => {}
             Ok(answer) => {
                 if answer.settle {
                     tree.sections.settle();

@@ -3,7 +3,7 @@
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 use strongroom_protocol::attr::{Credentials, Handle, OpenFlags};
-use strongroom_protocol::reply::{Entry, Outcome};
+use strongroom_protocol::reply::{Entry, Failure, Outcome};
 
 use super::open::{access, normal, open_existing, open_file};
 use crate::engine::{Claim, ClaimChange};
@@ -37,6 +37,7 @@ pub(crate) fn create(
         match open_found(permit, name, flags) {
             // Somebody took it away in between: that there is no such file is no answer to who would make it.
             Err(refusal) if refusal.is(Errno::NOENT) => {}
+            Err(Refusal::Failed(Failure::Stale)) => {}
             found => return found.map(|(handle, entry)| (Outcome::Created(handle, entry), None)),
         }
     }

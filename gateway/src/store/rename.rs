@@ -159,9 +159,13 @@ pub(crate) fn rename_in(
             }
         });
     }
+    let held = vanishing
+        .as_ref()
+        .zip(target.as_ref())
+        .and_then(|(vanishing, target)| vanishing.hold(&to_fd, new_name, target));
     act(replaced.as_deref().zip(target.as_ref()))?;
     if let (Some(vanishing), Some(target)) = (&vanishing, &target) {
-        vanishing.vanished(tree, to, new_name, target);
+        vanishing.vanished(tree, (to, new_name), target, held);
     }
     tree.moved(&node, (from, name), (to, new_name));
     if let Some(moving) = moving {

@@ -1,5 +1,6 @@
 //! Taking names away.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType};
@@ -11,7 +12,7 @@ use crate::gate::refusal::{Checked, Refusal};
 use crate::gate::{InDir, Permit};
 use crate::leases::Change;
 use crate::quota::MeterSet;
-use crate::tree::{Node, Stat, Tree};
+use crate::tree::{Node, Stat, Tree, kept};
 
 pub(crate) fn unlink(permit: &Permit<'_, InDir>, name: &[u8]) -> Checked<(Outcome, bool)> {
     remove(permit, permit.dir(), name, AtFlags::empty(), Meant::Whichever)
@@ -54,8 +55,9 @@ pub(crate) fn remove(
     if let Some(watch) = reach.watch().filter(|_| vanishing.links <= 1) {
         watching::about(tree, &vanishing.node, |about| watch.removes(about));
     }
+    let held = vanishing.hold(&parent, name, &stat);
     undo.remove(dir, &parent, name, &vanishing.node, &stat, directory)?;
-    let crosses = vanishing.vanished(tree, dir, name, &stat);
+    let crosses = vanishing.vanished(tree, (dir, name), &stat, held);
     drop(size);
     drop(change);
     reach.changed_names(dir);
@@ -82,9 +84,20 @@ impl Vanishing {
         Vanishing { node: tree.note(dir, name, stat), meters, links: tree.links(stat) }
     }
 
+    /// Just before the name goes: what to hold for those who have found the object by it, if it is the last.
+    pub(super) fn hold(&self, dir: &OwnedFd, name: &[u8], stat: &Stat) -> Option<OwnedFd> {
+        if self.links <= 1 { kept::before(dir, name, &self.node, stat) } else { None }
+    }
+
     /// Notes that the name is gone; `stat` is from just before, under the node's size lock. Tells whether the object
     /// has left a live grant without being gone.
-    pub(super) fn vanished(&self, tree: &Tree, dir: &Arc<Node>, name: &[u8], stat: &Stat) -> bool {
+    pub(super) fn vanished(
+        &self,
+        tree: &Tree,
+        (dir, name): (&Arc<Node>, &[u8]),
+        stat: &Stat,
+        held: Option<OwnedFd>,
+    ) -> bool {
         let node = &self.node;
         let links = self.links;
         let last = node.is_dir() || links <= 1;
@@ -93,6 +106,9 @@ impl Vanishing {
         self.meters.release(0, 1);
         if last {
             node.orphaned(&self.meters, size);
+            if let Some(fd) = held {
+                tree.kept.hold(node, fd, stat.blocks_bytes());
+            }
             return false;
         }
         self.meters.unlinked(stat.ino()).release(size, 0);

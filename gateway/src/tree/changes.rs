@@ -62,10 +62,10 @@ impl Tree {
     pub(crate) fn returned(&self, parent: &Arc<Node>, name: &[u8], stat: &Stat) -> (Arc<Node>, bool) {
         let old = self.known(stat).filter(|node| node.is_gone());
         let Some(node) = old else { return (self.note(parent, name, stat), false) };
-        let charged = {
+        let (charged, _kept) = {
             let mut place = node.place.write();
             place.gone = false;
-            place.orphan.take()
+            (place.orphan.take(), place.kept.take())
         };
         if let Some((meters, size)) = &charged {
             meters.release(*size, 0);

@@ -9,6 +9,7 @@
 
 mod changes;
 pub(crate) mod hidden;
+pub(crate) mod kept;
 pub(crate) mod map;
 pub(crate) mod node;
 pub(crate) mod sections;
@@ -58,6 +59,8 @@ pub(crate) struct Tree {
     /// Directories with a cached descriptor, oldest first.
     cached: Mutex<VecDeque<Weak<Node>>>,
     most_cached: usize,
+    /// Files without a name that somebody may still come for.
+    pub(crate) kept: kept::Kept,
     /// Roots of live grants, by node id.
     roots: Mutex<HashMap<u64, (Arc<Node>, usize)>>,
     /// The subtrees that are counted, for as long as the process lives.
@@ -121,6 +124,7 @@ impl Tree {
             sections: Sections::default(),
             cached: Mutex::default(),
             most_cached: most_cached.max(16),
+            kept: kept::Kept::default(),
             roots: Mutex::default(),
             meters: Mutex::default(),
             metered: AtomicUsize::new(0),
@@ -329,7 +333,7 @@ impl Tree {
 
     /// Attributes of a node by one of its names, or by its descriptor if it is a directory that has one.
     pub(crate) fn stat(&self, node: &Arc<Node>) -> Checked<Stat> {
-        if let Some(fd) = cached_fd(node) {
+        if let Some(fd) = cached_fd(node).or_else(|| node.kept()) {
             return Ok(Stat::of(&*fd)?);
         }
         self.by_name(node, |dir, name| {
@@ -357,6 +361,9 @@ impl Tree {
             let stat = Stat::of(&opened)?;
             return Ok((opened, stat));
         }
+        if let Some(kept) = node.kept() {
+            return self.open_kept(&kept, flags);
+        }
         if real && self.cautious {
             // What is there might be a device by now, which wakes up when opened.
             let (fd, _) = self.open_node(node, OFlags::PATH)?;
@@ -374,6 +381,19 @@ impl Tree {
         Ok((opened, stat))
     }
 
+    /// Opens what has no name any more. For writing the name is to be looked up again: what is written here would be lost.
+    fn open_kept(&self, kept: &OwnedFd, flags: OFlags) -> Checked<(OwnedFd, Stat)> {
+        let opened = match flags {
+            OFlags::PATH => kept
+                .try_clone()
+                .map_err(|error| Refusal::errno(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?,
+            _ if flags.intersects(OFlags::WRONLY | OFlags::RDWR) => return Err(Refusal::STALE),
+            _ => self.reopen(kept, flags)?,
+        };
+        let stat = Stat::of(&opened)?;
+        Ok((opened, stat))
+    }
+
     /// Does something with one of a node's names, and again if the name was moved meanwhile. `act` tells the attributes
     /// of what it met, which must be the node.
     fn by_name<T>(
@@ -384,7 +404,7 @@ impl Tree {
         for _ in 0..ATTEMPTS {
             let moves = node.moves.load(Ordering::SeqCst);
             let Some((parent, name)) = node.any_link() else {
-                return Err(if node.is_gone() { Refusal::errno(Errno::NOENT) } else { Refusal::STALE });
+                return Err(Refusal::STALE);
             };
             let acted = self.fd_of(&parent).and_then(|fd| act(&fd, name.as_bytes()));
             match acted {

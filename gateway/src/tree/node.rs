@@ -57,6 +57,8 @@ pub(crate) struct Place {
     pub(crate) links: Vec<Link>,
     /// It has no name any more; it lives on through handles.
     pub(crate) gone: bool,
+    /// While it is gone: a descriptor for those who found it by its name before ([`super::kept`]).
+    pub(crate) kept: Option<Arc<OwnedFd>>,
     /// While it is gone and open: what its bytes are still charged to, and how many when last looked at.
     pub(crate) orphan: Option<(MeterSet, u64)>,
 }
@@ -156,6 +158,12 @@ impl Node {
     pub(crate) fn has_link(&self, parent: &Node, name: &[u8]) -> bool {
         let place = self.place.read();
         !place.gone && place.links.iter().any(|link| link.is(parent, name))
+    }
+
+    /// What it is reached by though it is gone; `None` if it has a name, or is not held.
+    pub(super) fn kept(&self) -> Option<Arc<OwnedFd>> {
+        let place = self.place.read();
+        place.kept.as_ref().filter(|_| place.gone).map(Arc::clone)
     }
 
     /// One of its names; `None` for the data root, and for what is gone or lost.

@@ -117,7 +117,7 @@ fn names_come_go_and_move() {
     // A directory replaces an empty one; what lay in it is found through it.
     assert_eq!(guest.rename((root, "other"), (root, "sub"), RenameMode::Replace), Outcome::Done);
     assert_eq!(guest.node(0, "sub/f"), file.node);
-    assert_eq!(guest.getattr(other), errno(libc::ENOENT));
+    assert_eq!(guest.getattr(other), STALE);
     assert_eq!(world.bytes("a/sub/f"), b"data");
     assert_eq!(guest.session.describe(&Op::Getattr { node: file.node, handle: None }), "/a/sub/f");
 }
@@ -339,13 +339,61 @@ fn a_file_without_names_lives_on_through_its_handles() {
     assert_eq!(written(guest.write(handle, 0, b"still")), (5, 5));
     assert_eq!(guest.read(handle, 0, 9).unwrap(), b"still");
     assert_eq!(attr(guest.getattr(file.node)).size, 5);
-    assert_eq!(guest.open(file.node, READ), errno(libc::ENOENT));
     // Its number may come back for another file, which is another node.
     let (other, again) = created(guest.create(root, "f", BOTH));
     assert_eq!(guest.read(other, 0, 9).unwrap(), b"");
     assert_eq!(guest.read(handle, 0, 9).unwrap(), b"still");
     assert_eq!(guest.release(handle), Outcome::Done);
     assert_eq!(attr(guest.getattr(again.node)).size, 0);
+}
+
+#[test]
+fn who_has_found_a_file_gets_it_though_it_has_lost_its_name() {
+    let (world, guest, root) = world();
+    let other = world.guest(vec![grant("a", "/a", Rights::READ_WRITE)]);
+    for removed in [true, false] {
+        world.file("a/f", b"found");
+        world.file("a/new", b"later");
+        let file = guest.node(0, "f");
+        guest.node(0, "new");
+        let gone = if removed {
+            other.unlink(other.root(0), "f")
+        } else {
+            other.rename((other.root(0), "new"), (other.root(0), "f"), RenameMode::Replace)
+        };
+        assert_eq!(gone, Outcome::Done);
+        let found = attr(guest.getattr(file));
+        assert_eq!((found.ino, found.size, found.nlink), (file.ino, 5, 0));
+        let handle = opened(guest.open(file, READ));
+        assert_eq!(guest.read(handle, 0, 9).unwrap(), b"found");
+        assert_eq!(guest.release(handle), Outcome::Done);
+        // What is written there would be lost.
+        assert_eq!(guest.open(file, BOTH), STALE);
+        // Who has not found it by a name does not get it.
+        assert_eq!(other.getattr(file), STALE);
+        let list = codec::encode_list(&vec![file]).unwrap();
+        assert_eq!(guest.call(&Op::Forget, &list).0, Outcome::Done);
+        assert_eq!(guest.getattr(file), STALE);
+    }
+}
+
+#[test]
+fn what_has_no_name_is_held_within_bounds() {
+    let (world, guest, root) = world();
+    let held = |file| guest.getattr(file) != STALE;
+    let lose = |name: &str, length: usize| {
+        world.file(&format!("a/{name}"), &vec![1; length]);
+        let file = guest.node(0, name);
+        assert_eq!(guest.unlink(root, name), Outcome::Done);
+        file
+    };
+    assert!(!held(lose("large", (8 << 20) + 4096)));
+    // A number comes again once its file is not held any more.
+    let count = |numbers: std::collections::BTreeSet<u64>| {
+        numbers.into_iter().filter(|ino| held(Node { grant: 0, ino: *ino })).count()
+    };
+    assert_eq!(count((0..20).map(|n| lose(&format!("middle{n}"), 4 << 20).ino).collect()), 16, "64 MiB");
+    assert_eq!(count((0..1100).map(|n| lose(&format!("small{n}"), 0).ino).collect()), 1024);
 }
 
 #[test]
