@@ -349,7 +349,7 @@ fn a_file_without_names_lives_on_through_its_handles() {
 
 #[test]
 fn who_has_found_a_file_gets_it_though_it_has_lost_its_name() {
-    let (world, guest, root) = world();
+    let (world, guest, _) = world();
     let other = world.guest(vec![grant("a", "/a", Rights::READ_WRITE)]);
     for removed in [true, false] {
         world.file("a/f", b"found");
