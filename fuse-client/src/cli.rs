@@ -11,6 +11,7 @@ use fuser::{Config, Session, SessionACL};
 use strongroom_channel::{Awake, ChannelError, ClientTls, Peer};
 use strongroom_protocol::hello::{Refused, RefusedCode};
 
+use crate::asking::Asker;
 use crate::attr::Owner;
 use crate::contract::{ContractFile, FileError, read_key};
 use crate::fs::Fs;
@@ -267,7 +268,8 @@ fn serve(options: &Options, child: bool) -> Result<(), Failure> {
     let notices = device.try_clone().map_err(system("cannot copy the descriptor of the mount"));
     let session = match notices.and_then(|notices| Ok((start(bridge, device)?, notices))) {
         Ok((session, notices)) => {
-            state.set_kernel(Kernel::new(notices));
+            let asker = attached.device().and_then(|device| Asker::new(attached.dir(), device));
+            state.set_kernel(Kernel::new(notices, asker));
             session
         }
         Err(failure) => {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::asking::{Asker, Called};
 use crate::sys;
 
 /// `enum fuse_notify_code`.
@@ -28,6 +29,8 @@ const HEADER: usize = 16;
 pub struct Kernel {
     device: OwnedFd,
     epochs: bool,
+    /// Has the kernel ask; none if it is not known where the mount is.
+    asker: Option<Asker>,
     /// For what waits for directories.
     names: Arc<Workers>,
     /// For what waits for pages.
@@ -38,10 +41,11 @@ pub struct Kernel {
 
 impl Kernel {
     /// Takes a descriptor of the device that serves the mount, and finds out what the kernel understands.
-    pub fn new(device: OwnedFd) -> Kernel {
+    pub fn new(device: OwnedFd, asker: Option<Asker>) -> Kernel {
         let mut kernel = Kernel {
             device,
             epochs: false,
+            asker,
             names: Arc::default(),
             pages: Arc::default(),
             waiters: Arc::default(),
@@ -108,6 +112,15 @@ impl Kernel {
             if in_time.load(Ordering::Relaxed) {
                 self.lengthen(number, size);
             }
+        }
+    }
+
+    /// Does `then` once the kernel has asked how long a file is, which is how it hears that it is shorter; at once if it cannot be made to.
+    /// `time`: as for [`Kernel::lengthen_for`].
+    pub fn ask_size(&self, file: Called, time: Duration, then: impl FnOnce() + Send + 'static) {
+        match &self.asker {
+            Some(asker) => asker.ask(file, time, then),
+            None => then(),
         }
     }
 
@@ -282,7 +295,7 @@ mod tests {
 
         // A device that takes nothing more, as the kernel's does while the directory of a name is locked.
         let (mut kernel_end, device) = UnixStream::pair().unwrap();
-        let kernel = Arc::new(Kernel::new(device.try_clone().unwrap().into()));
+        let kernel = Arc::new(Kernel::new(device.try_clone().unwrap().into(), None));
         device.set_nonblocking(true).unwrap();
         while (&device).write(&[0; 4096]).is_ok() {}
         device.set_nonblocking(false).unwrap();

@@ -7,6 +7,7 @@
 //! [`transport`] carries requests; [`state`] is what both remember; [`lease`] is what of it may be used without asking again, and
 //! [`kernel`] how the kernel is told when it may not; [`mount`] attaches and detaches.
 
+mod asking;
 pub mod attr;
 mod behind;
 pub mod cli;

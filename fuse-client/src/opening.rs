@@ -89,7 +89,7 @@ pub fn tell_sizes(submit: &Submit, state: &Arc<State>, then: impl FnOnce() + Sen
             };
             let handle = state.handles.lock().of_node(node, OpenFile::at_gateway).map(Handle);
             let done = Box::new(move |result: Result<Answer<'_>, Ended>| match result {
-                Ok(Answer { outcome: Outcome::Attr(attr), .. }) => state.lengthen(node, attr.size, ended),
+                Ok(Answer { outcome: Outcome::Attr(attr), .. }) => state.tell_size(node, attr.size, ended),
                 // It was closed meanwhile, or is gone.
                 _ => ended(),
             });

@@ -1,11 +1,45 @@
-//! The few system calls that no crate wraps safely: waiting for signals, and writing what cannot be read.
+//! The few system calls that no crate wraps safely: waiting for signals, writing what cannot be read, opening by handles.
 #![allow(
     unsafe_code,
-    reason = "sigwait(3), pthread_sigmask(3), and writev(2) of bytes that are not there have no safe wrapper"
+    reason = "sigwait(3), pthread_sigmask(3), open_by_handle_at(2), and writev(2) of bytes that are not there have no safe wrapper"
 )]
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use rustix::io::Errno;
+
+use crate::asking::Called;
+
+/// `struct file_handle` (open_by_handle_at(2)) as `fuse_encode_fh` of the kernel makes it.
+#[repr(C)]
+struct FileHandle {
+    length: libc::c_uint,
+    kind: libc::c_int,
+    bytes: [u32; 3],
+}
+
+/// `FILEID_INO64_GEN`: the inode number in two halves, and the generation.
+const NUMBER_AND_GENERATION: libc::c_int = 0x81;
+
+/// An O_PATH descriptor of a file that the kernel knows, in the file system that `mount` was opened on. Nothing is asked for.
+///
+/// # Errors
+/// `ESTALE` if the kernel does not know it; `EPERM` without CAP_DAC_READ_SEARCH.
+pub fn open_by_handle(mount: &OwnedFd, file: Called) -> Result<OwnedFd, Errno> {
+    let Called { number, generation } = file;
+    let bytes = [(number >> 32) as u32, number as u32, generation as u32];
+    let handle = FileHandle { length: size_of_val(&bytes) as u32, kind: NUMBER_AND_GENERATION, bytes };
+    let flags = libc::O_PATH | libc::O_CLOEXEC;
+    // SAFETY: the structure has the layout of `struct file_handle` with its bytes behind it, and is only read.
+    let fd =
+        unsafe { libc::syscall(libc::SYS_open_by_handle_at, mount.as_raw_fd(), &raw const handle, flags) };
+    match i32::try_from(fd) {
+        // SAFETY: the descriptor was just opened and belongs to nobody else.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)),
+    }
+}
 
 /// The signals that ask the mount to end.
 const ENDING: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];

@@ -89,8 +89,8 @@ pub(crate) struct Shared {
 impl Shared {
     /// Somebody else than the gateway has changed a node: whoever keeps it is told, and not waited for.
     pub(crate) fn changed_outside(&self, node: &Arc<Node>, change: Change<'_>) {
-        let longer = matches!(change, Change::All { data: true, .. }) && !node.is_dir();
-        let size = if longer { self.tree.stat(node).ok().map(|stat| stat.size()) } else { None };
+        let resized = matches!(change, Change::All { data: true, .. }) && !node.is_dir();
+        let size = if resized { self.tree.stat(node).ok().map(|stat| stat.size()) } else { None };
         for (session, needs) in change.all_concerned(node, size) {
             if let Some(lessee) = self.lessees.get(session) {
                 lessee.inform(needs);

@@ -17,7 +17,7 @@ use crate::writeback::Portions;
 /// That a node is open, or about to be: while this lives, its bytes stay charged even without a name.
 pub(crate) struct Use {
     node: Arc<Node>,
-    /// Whose kernel must hear of it if the file becomes longer.
+    /// Whose kernel must hear of it if the file becomes longer or shorter.
     opener: Option<Key>,
     /// Set once it is open.
     file: Option<OwnedFd>,

@@ -88,6 +88,8 @@ pub enum What {
     /// A file that the session has open has become longer, and so long; it has no lease. A kernel believes the size that it was told last
     /// for mappings and sendfile(2), whatever it asks for otherwise.
     Longer(u64),
+    /// The same, and it has become shorter.
+    Shorter(u64),
 }
 
 #[cfg(test)]

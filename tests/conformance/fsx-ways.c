@@ -47,15 +47,6 @@ static int either(int file) {
   return file >= 0 && file == first && second >= 0 && coin() ? second : file;
 }
 
-/* The kernel of one guest learns that another has cut a file when somebody asks for its size or reads behind its end. If it does not know, and the last
- * page is written through a mapping, it writes all of that page, and the file ends with it. Programs ask for the size before they map; fsx
- * believes to know it (docs/conformance.md). */
-static void know_size(int file) {
-  FIND(ask, fstat64);
-  struct stat64 answer;
-  if (ask(file, &answer) != 0) perror("fstat");
-}
-
 int open64(const char *path, int flags, ...) {
   NEXT(open64);
   va_list rest;
@@ -166,9 +157,7 @@ void *mmap(void *at, size_t length, int protection, int flags, int file, off_t o
   turn = (turn + 1) % KEPT;
   if (kept[turn].at) unmap(kept[turn].at, kept[turn].length);
   kept[turn].at = NULL;
-  file = either(file);
-  know_size(file);
-  void *mapped = next(at, length, protection, flags, file, offset);
+  void *mapped = next(at, length, protection, flags, either(file), offset);
   if (mapped != MAP_FAILED) kept[turn].at = mapped, kept[turn].length = length;
   return mapped;
 }

@@ -46,6 +46,15 @@ def copy(file, offset):
     os.close(to)
     return answer
 
+def poke(file, offset, value, size):
+    page = offset & -4096
+    mapped = libc.mmap(None, MOST, 3, 1, file, 0)
+    # So that the kernel reads to where it believes the end, several requests at the same time.
+    libc.madvise(ctypes.c_void_p(mapped), ctypes.c_size_t(size), 3)
+    ctypes.memmove(mapped + offset, struct.pack("<Q", value), 8)
+    assert libc.msync(ctypes.c_void_p(mapped + page), ctypes.c_size_t(4096), 4) == 0
+    libc.munmap(ctypes.c_void_p(mapped), ctypes.c_size_t(MOST))
+
 for line in sys.stdin:
     what, *words = line.split()
     numbers = [int(word) for word in words]
@@ -60,6 +69,16 @@ for line in sys.stdin:
         os.posix_fallocate(file, 0, numbers[0])
     elif what in ("see", "send", "copy"):
         answer = {"see": see, "send": send, "copy": copy}[what](file, numbers[0])
+    elif what == "poke":
+        poke(file, *numbers)
+    elif what == "poke-anew":
+        other = os.open("file", os.O_RDWR)
+        poke(other, *numbers)
+        os.close(other)
+    elif what == "close":
+        os.close(file), os.close(appending), libc.munmap(ctypes.c_void_p(mapping), ctypes.c_size_t(MOST))
+    elif what == "length":
+        answer = os.fstat(file).st_size
     elif what == "anew":
         other = os.open("another", os.O_RDONLY)
         answer = send(other, numbers[0])
@@ -183,6 +202,95 @@ fn what_two_append_to_is_as_long_as_both_made_it() {
         for (guest, how) in guests.iter_mut().zip(["see", "send"]) {
             look(guest, how, 16 * round, round);
         }
+    }
+    drop(guests);
+    lab.down().unwrap();
+}
+
+/// A file is made long and then cut by one guest, and the other one writes to what is its last page now, through a mapping. What is behind
+/// the end in that page stays behind it.
+struct Cutting {
+    dice: Dice,
+    poke: &'static str,
+}
+
+impl Cutting {
+    const MOST: u64 = 4 << 20;
+
+    /// Makes the file long.
+    fn begin(by: &mut Guest) {
+        done(by, &format!("cut {}", Self::MOST));
+    }
+
+    /// Cuts it; returns where it ends.
+    fn cut(&mut self, by: &mut Guest) -> u64 {
+        let end = self.dice.roll(Self::MOST / 8 - 1) * 8 + 8;
+        done(by, &format!("cut {end}"));
+        end
+    }
+
+    /// Now and then has the other guest write behind the end, which it may not know: its kernel has the last page then, and reads only what lies
+    /// behind that.
+    fn write_behind(&mut self, by: &mut Guest, end: u64, value: u64) -> u64 {
+        if self.dice.roll(2) == 0 {
+            return end;
+        }
+        let further = end + self.dice.roll((Self::MOST - end) / 8) * 8 + 8;
+        done(by, &format!("put {} {value}", further - 8));
+        further
+    }
+
+    fn poke(&mut self, guests: &mut [Guest; 2], by: usize, end: u64, value: u64) {
+        let (place, poke) = (end - 8, self.poke);
+        done(&mut guests[by], &format!("{poke} {place} {value} {}", Self::MOST));
+        assert_eq!(guests[1 - by].ask("length"), end.to_string(), "after {value} was put at {place}");
+        look(&mut guests[1 - by], "see", place, value);
+    }
+}
+
+#[test]
+fn what_others_cut_ends_there_for_mappings_too() {
+    let (lab, mut guests) = begin("lengths-cut");
+    let mut cutting = Cutting { dice: Dice::new(4), poke: "poke" };
+    for value in 1..=300 {
+        let by = cutting.dice.roll(2) as usize;
+        Cutting::begin(&mut guests[by]);
+        let end = cutting.cut(&mut guests[by]);
+        let end = cutting.write_behind(&mut guests[1 - by], end, value);
+        cutting.poke(&mut guests, 1 - by, end, value);
+    }
+    drop(guests);
+    lab.down().unwrap();
+}
+
+#[test]
+fn what_was_cut_while_nobody_had_it_open_ends_there() {
+    let (lab, mut guests) = begin("lengths-closed");
+    let mut cutting = Cutting { dice: Dice::new(5), poke: "poke-anew" };
+    done(&mut guests[1], "close");
+    for value in 1..=100 {
+        Cutting::begin(&mut guests[0]);
+        let end = cutting.cut(&mut guests[0]);
+        cutting.poke(&mut guests, 1, end, value);
+    }
+    drop(guests);
+    lab.down().unwrap();
+}
+
+#[test]
+fn what_was_cut_meanwhile_ends_there() {
+    let (lab, mut guests) = begin("lengths-cut-off");
+    let mut cutting = Cutting { dice: Dice::new(6), poke: "poke" };
+    for value in 1..=30 {
+        Cutting::begin(&mut guests[0]);
+        if cutting.dice.roll(4) == 0 {
+            pair::replace_gateway(&lab);
+        } else {
+            pair::cut_off(&lab, APPS[1]);
+        }
+        let end = cutting.cut(&mut guests[0]);
+        let end = cutting.write_behind(&mut guests[1], end, value);
+        cutting.poke(&mut guests, 1, end, value);
     }
     drop(guests);
     lab.down().unwrap();

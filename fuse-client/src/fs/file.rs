@@ -146,7 +146,7 @@ impl Fs {
         done: impl FnOnce(Result<Opened, Errno>) + Send + 'static,
     ) {
         let fs = self.clone();
-        self.state.lengthen(node, size, move || {
+        self.state.tell_size(node, size, move || {
             let _gate = fs.state.leases.gate();
             fs.state.leases.table().told_size(node, when);
             let keep = opened.flags & FopenFlags::FOPEN_KEEP_CACHE & fs.keep_pages(node);

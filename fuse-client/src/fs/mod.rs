@@ -759,7 +759,7 @@ impl Fs {
             if sole.contains(&node) {
                 table.learn(&heard, node, heard.note.node, &attr, false);
             }
-            Ok((attr, table.was_longer(node, heard.note.stamp, attr.size)))
+            Ok((attr, table.was_resized(node, heard.note.stamp, attr.size)))
         };
         let fs = self.clone();
         // The kernel believes this answer whatever it was told meanwhile, so it may not keep it.

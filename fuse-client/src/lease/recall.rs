@@ -26,6 +26,8 @@ pub struct Drop {
     pub all_entries: bool,
     /// The kernel must hear that these are longer.
     pub longer: Vec<(Node, u64)>,
+    /// That these are shorter.
+    pub shorter: Vec<Node>,
     /// What is open of these, unknown to the gateway, must be opened there.
     pub open: Vec<Node>,
     /// What was written to these and answered must be sent.
@@ -42,7 +44,7 @@ impl Table {
     pub fn recall(&mut self, stamp: u64, node: Node, what: &What, now: Instant, drop: &mut Drop) {
         let (seq, mark) = (self.seq, self.mark());
         let Some(held) = self.nodes.get_mut(&node) else {
-            if !matches!(what, What::Longer(_)) {
+            if !matches!(what, What::Longer(_) | What::Shorter(_)) {
                 // An answer from before it may still come.
                 self.floor = self.floor.max(stamp);
             }
@@ -55,6 +57,7 @@ impl Table {
                 }
                 What::Shared => drop.write.push(node),
                 What::Longer(size) => drop.longer.push((node, *size)),
+                What::Shorter(_) => drop.shorter.push(node),
             }
             return;
         };
@@ -115,6 +118,13 @@ impl Table {
                 drop.longer.push((node, known.unwrap_or(*size)));
                 if held.changing > 0 {
                     held.heard = held.heard.max((stamp.saturating_sub(1), *size));
+                }
+            }
+            What::Shorter(size) => {
+                drop.shorter.push(node);
+                let heard = stamp.saturating_sub(1);
+                if held.changing > 0 && heard >= held.heard.0 {
+                    held.heard = (heard, *size);
                 }
             }
         }

@@ -533,9 +533,9 @@ impl Table {
         }
     }
 
-    /// Whether a file was said to be longer while this guest changed it than the answer of this time says, which may be from before that.
-    pub fn was_longer(&self, node: Node, stamp: u64, size: u64) -> bool {
-        self.nodes.get(&node).is_some_and(|held| held.heard.0 >= stamp && held.heard.1 > size)
+    /// Whether a file was said to be longer or shorter while this guest changed it than the answer of this time says, which may be from before that.
+    pub fn was_resized(&self, node: Node, stamp: u64, size: u64) -> bool {
+        self.nodes.get(&node).is_some_and(|held| held.heard.0 >= stamp && held.heard.1 != size)
     }
 
     /// The kernel has been told of the size; `when`: what [`Table::may_be_longer`] said before.

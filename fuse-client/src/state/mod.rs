@@ -183,6 +183,16 @@ impl State {
                 told.done();
             });
         }
+        let asked = Latch::new(drop.shorter.len());
+        for node in &drop.shorter {
+            let (unsettled, asked) = (self.unsettled(*node), asked.clone());
+            settled = settled.max(unsettled);
+            let called = self.nodes.lock().called(*node);
+            match called {
+                Some(file) => kernel.ask_size(file, unsettled, move || asked.done()),
+                None => asked.done(),
+            }
+        }
         if !gone.wait(KERNEL_MAX) {
             // A change of the directory by this guest is under way, and may be waiting for somebody who waits for this.
             kernel.forget_entries();
@@ -206,6 +216,7 @@ impl State {
             }
             in_time.store(false, Ordering::Relaxed);
         }
+        asked.wait(settled + readings.max(KERNEL_MAX));
     }
 
     /// What locks a file's pages keeps the kernel from forgetting them, and not from hearing how long it is: it hears before it waits for the last page.
@@ -259,6 +270,25 @@ impl State {
         kernel.aside_to_wait(move || {
             told.wait(unsettled + READ_MAX);
             in_time.store(false, Ordering::Relaxed);
+            then();
+        });
+    }
+
+    /// Has the kernel hear how long a file is, whether longer or shorter than it believes, and then does something.
+    pub fn tell_size(self: &Arc<Self>, node: Node, size: u64, then: impl FnOnce() + Send + 'static) {
+        let state = self.clone();
+        self.lengthen(node, size, move || state.ask_size(node, then));
+    }
+
+    fn ask_size(&self, node: Node, then: impl FnOnce() + Send + 'static) {
+        let called = self.nodes.lock().called(node);
+        let Some((kernel, file)) = self.leases.kernel().zip(called) else { return then() };
+        let asked = Latch::new(1);
+        let tells = asked.clone();
+        let unsettled = self.unsettled(node);
+        kernel.ask_size(file, unsettled, move || tells.done());
+        kernel.aside_to_wait(move || {
+            asked.wait(unsettled + READ_MAX);
             then();
         });
     }

@@ -8,6 +8,8 @@ use hashbrown::HashTable;
 use strongroom_protocol::attr::Node;
 use strongroom_protocol::name::{MAX_PATH, Name};
 
+use crate::asking::Called;
+
 /// The bits of an inode number of the mount that hold the one of the storage guest.
 const BITS: u32 = 48;
 /// Marks numbers that were given out one by one, because the storage guest's does not fit in [`BITS`].
@@ -220,6 +222,12 @@ impl Nodes {
     /// Whether the kernel knows a node.
     pub fn knows(&self, node: Node) -> bool {
         self.known.contains_key(&node)
+    }
+
+    /// What the kernel calls a node, if it knows it.
+    pub fn called(&mut self, node: Node) -> Option<Called> {
+        let generation = self.known.get(&node)?.generation;
+        Some(Called { number: self.number(node), generation })
     }
 
     /// The node that was last seen under a name.

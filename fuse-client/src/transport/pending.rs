@@ -108,6 +108,8 @@ impl Pending {
             Op::Opendir { .. } | Op::Resolve { .. } | Op::Recalled { .. } | Op::TakeLeases => true,
             // Locks are not leases'.
             Op::SetLock { wait, .. } => !wait,
+            // By which the kernel hears how long a file is, before leases are taken.
+            Op::Getattr { .. } => crate::asking::is_own(self.pid),
             _ => false,
         };
         self.first || harmless || self.urgent() || self.keep.as_ref().is_some_and(|change| change.is_early())

@@ -93,7 +93,7 @@ impl Shared {
                 // Of another contract's grant nothing is known.
                 if let Some(node) = grants.from_wire(item.node) {
                     table.recall(stamp, node, &item.what, now, &mut drop);
-                    if !matches!(item.what, What::Name(_) | What::Longer(_)) {
+                    if !matches!(item.what, What::Name(_) | What::Longer(_) | What::Shorter(_)) {
                         told.push(node);
                     }
                 }

@@ -51,8 +51,22 @@ struct Mark {
     changes: bool,
     /// Its contents are.
     data: bool,
-    /// It has become longer, and so long.
+    /// It has become longer or shorter, and so long: the largest and the last size that is to be told.
+    resized: Resized,
+}
+
+/// What becomes of a file's size in one operation.
+#[derive(Clone, Copy, Default)]
+struct Resized {
     longer: Option<u64>,
+    shorter: Option<u64>,
+}
+
+impl Resized {
+    /// What those are told who have it open.
+    fn told(self) -> impl Iterator<Item = What> {
+        self.longer.map(What::Longer).into_iter().chain(self.shorter.map(What::Shorter))
+    }
 }
 
 /// Something that a holder has answered.
@@ -152,8 +166,13 @@ impl Deal {
                 if !self.was_asked(other, node, &What::Shared) {
                     if !self.is_marked(node, false) {
                         state.begin_sharing();
-                        let mark =
-                            Mark { node: Arc::clone(node), grant, changes: false, data: false, longer: None };
+                        let mark = Mark {
+                            node: Arc::clone(node),
+                            grant,
+                            changes: false,
+                            data: false,
+                            resized: Resized::default(),
+                        };
                         self.marks.borrow_mut().push(mark);
                     }
                     self.needs.borrow_mut().push(Need::of_lease(other, node, What::Shared));
@@ -201,7 +220,7 @@ impl Deal {
 
     /// To be called when the operation has had its effect, and before it is answered. Others may be given leases from now on.
     /// `true`: contents went without a lease to somebody who may have read them before the change, and must be asked to let go
-    /// ([`Deal::ask`]), or somebody has a file open that is longer now, and must be told.
+    /// ([`Deal::ask`]), or somebody has a file open that is longer or shorter now, and must be told.
     pub(crate) fn ended(&self) -> bool {
         let Some(lessee) = &self.lessee else { return false };
         let mut needs = self.needs.borrow_mut();
@@ -214,20 +233,25 @@ impl Deal {
                 let strays = state.take_strays(Key::new(lessee.number, mark.grant));
                 needs.extend(strays.into_iter().map(|key| Need::of_stray(key, &mark.node)));
             }
-            if let Some(size) = mark.longer {
+            for what in mark.resized.told() {
                 let openers = state.other_openers(Key::new(lessee.number, mark.grant));
-                needs.extend(openers.map(|key| Need::of_opener(key, &mark.node, size)));
+                needs.extend(openers.map(|key| Need::of_opener(key, &mark.node, what.clone())));
             }
         }
         self.rounds.set(0);
         !needs.is_empty()
     }
 
-    /// A file that is being changed has become longer.
-    pub(crate) fn longer(&self, node: &Arc<Node>, size: u64) {
+    /// A file that is being changed has another size.
+    pub(crate) fn resized(&self, node: &Arc<Node>, before: u64, size: u64) {
         let mut marks = self.marks.borrow_mut();
-        let ours = marks.iter_mut().filter(|mark| mark.changes && Arc::ptr_eq(&mark.node, node));
-        ours.for_each(|mark| mark.longer = mark.longer.max(Some(size)));
+        for mark in marks.iter_mut().filter(|mark| mark.changes && Arc::ptr_eq(&mark.node, node)) {
+            if size > before {
+                mark.resized.longer = mark.resized.longer.max(Some(size));
+            } else if size < before {
+                mark.resized.shorter = Some(size);
+            }
+        }
     }
 
     /// Does something with the locks of a file; it is told whether the session's client may answer for them itself from now
@@ -257,7 +281,13 @@ impl Deal {
             } else {
                 state.begin_change(key);
                 let node = Arc::clone(node);
-                self.marks.borrow_mut().push(Mark { node, grant, changes: true, data, longer: None });
+                self.marks.borrow_mut().push(Mark {
+                    node,
+                    grant,
+                    changes: true,
+                    data,
+                    resized: Resized::default(),
+                });
             }
             state.for_others(key, |holder| {
                 if self.was_asked(holder.key, node, &change.what()) {

@@ -84,9 +84,9 @@ impl Need {
         Need { key, node: Arc::clone(node), what, stray: true }
     }
 
-    /// What is open without a lease has become longer.
-    pub(super) fn of_opener(key: Key, node: &Arc<Node>, size: u64) -> Need {
-        Need { key, node: Arc::clone(node), what: What::Longer(size), stray: true }
+    /// What is open without a lease has become longer or shorter.
+    pub(super) fn of_opener(key: Key, node: &Arc<Node>, what: What) -> Need {
+        Need { key, node: Arc::clone(node), what, stray: true }
     }
 }
 
@@ -487,7 +487,7 @@ impl Lessee {
         for item in &pending.items {
             let key = Key::new(self.number, item.grant);
             match &item.what {
-                What::Name(_) | What::Longer(_) => {}
+                What::Name(_) | What::Longer(_) | What::Shorter(_) => {}
                 What::Shared => self.share(&item.node, key, item.since),
                 What::All { .. } => self.let_go(&item.node, key, item.since),
             }
@@ -645,7 +645,7 @@ impl Item {
             match what {
                 What::All { .. } => holder.going = true,
                 What::Shared => holder.sharing = true,
-                What::Name(_) | What::Longer(_) => {}
+                What::Name(_) | What::Longer(_) | What::Shorter(_) => {}
             }
             holder.since
         };

@@ -71,7 +71,7 @@ impl Change<'_> {
 }
 
 impl Change<'_> {
-    /// What everybody who may have something of a node is to be told, by session. `size`: of a file that may have become longer.
+    /// What everybody who may have something of a node is to be told, by session. `size`: of a file that may have become longer or shorter.
     pub(crate) fn all_concerned(&self, node: &Arc<Node>, size: Option<u64>) -> HashMap<u64, Vec<Need>> {
         let mut all: HashMap<u64, Vec<Need>> = HashMap::new();
         let mut state = node.leases.lock();
@@ -84,7 +84,9 @@ impl Change<'_> {
                 all.entry(key.session()).or_default().push(Need::of_stray(key, node));
             }
             for (key, size) in state.other_openers(Key::MIXED).filter_map(|key| Some((key, size?))) {
-                all.entry(key.session()).or_default().push(Need::of_opener(key, node, size));
+                let told =
+                    [What::Longer(size), What::Shorter(size)].map(|what| Need::of_opener(key, node, what));
+                all.entry(key.session()).or_default().extend(told);
             }
         }
         all

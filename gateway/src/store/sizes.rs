@@ -47,9 +47,7 @@ impl SizeChange<'_> {
 
     /// The change has happened; the file is `size` bytes long now.
     pub(super) fn done(self, size: u64) {
-        if size > self.before {
-            self.deal.longer(self.node, size);
-        }
+        self.deal.resized(self.node, self.before, size);
         if let Some(reservation) = self.reservation {
             reservation.keep_bytes(size.saturating_sub(self.before));
         }

@@ -89,9 +89,9 @@ impl<'a> Authority<'a> {
         }
     }
 
-    /// A file that is being changed may have become longer.
-    pub(super) fn longer(&self, node: &Arc<Node>, size: u64) {
-        self.deal.borrow().longer(node, size);
+    /// A file that is being changed may have another size.
+    pub(super) fn resized(&self, node: &Arc<Node>, before: u64, size: u64) {
+        self.deal.borrow().resized(node, before, size);
     }
 
     /// Does something until nothing must be counted or waited for first, and nobody holds what it changes.

@@ -257,7 +257,7 @@ impl Authority<'_> {
             ftruncate(file, size)?;
         }
         let after = Stat::of(file)?.size();
-        self.longer(node, after);
+        self.resized(node, stat.size(), after);
         let meters = self.tree().meters_of(node, &stat);
         if after > stat.size() {
             meters.reserve(&[], after - stat.size(), 0)?.keep();
