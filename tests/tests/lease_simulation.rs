@@ -104,7 +104,7 @@ struct Client {
     owed: Vec<(u64, BTreeSet<u64>)>,
     /// Files that are mapped: how they are open, and what its kernel has of them.
     mapped: BTreeMap<u64, (Handle, Option<Vec<u8>>)>,
-    /// How long files are at least, as its kernel was told since they were last opened for that.
+    /// How long mapped files are, as its kernel was told.
     sizes: BTreeMap<u64, u64>,
     /// Readings under way the bytes of which go as soon as they come.
     doomed: BTreeSet<u64>,
@@ -650,6 +650,7 @@ impl Sim {
     fn hear(&mut self) {
         let (which, link) = (self.dice.roll(CLIENTS), self.dice.roll(LINKS));
         let now = self.now;
+        let truth = self.truth();
         let client = &mut self.clients[which];
         match client.links[link].down.pop_front() {
             None => {}
@@ -659,12 +660,17 @@ impl Sim {
                 let mut readings = BTreeSet::new();
                 for item in &items {
                     client.table.recall(stamp, item.node, &item.what, now, &mut dropped);
-                    if let What::Longer(size) = item.what {
-                        client.hear_size(item.node.ino, size);
-                    }
                     if matches!(item.what, What::All { .. }) {
                         readings.append(&mut client.give_up(Some(item.node.ino)));
                     }
+                }
+                for (node, size) in &dropped.longer {
+                    client.hear_size(node.ino, *size);
+                }
+                // The kernel asks.
+                for node in &dropped.shorter {
+                    let is = truth.contents.get(&node.ino).map_or(0, Vec::len) as u64;
+                    client.sizes.insert(node.ino, is);
                 }
                 client.owed.push((id, readings));
                 self.note(format!("client {which} hears recall {id} at {stamp}: {items:?}"));
@@ -693,7 +699,7 @@ impl Sim {
         let ended = change.as_ref().map(|change| (table.end(change), change));
         match (&op, &outcome) {
             (Op::TakeLeases, Outcome::Terms(terms)) => {
-                table.terms(life, &LeaseTerms { keep_ms: 3_600_000, ..*terms })
+                table.terms(life, note.stamp, &LeaseTerms { keep_ms: 3_600_000, ..*terms })
             }
             (Op::Lookup { parent, name }, Outcome::Entry(found)) => {
                 table.learn(&heard, found.node, note.node, &found.attr, false);
@@ -709,8 +715,11 @@ impl Sim {
             (Op::Setattr { node, .. }, Outcome::Attr(attr)) => {
                 // Which a kernel believes whatever it was told meanwhile. Where that may be later, the client asks again.
                 let known =
-                    truth.contents.get(&node.ino).filter(|_| table.was_longer(*node, note.stamp, attr.size));
+                    truth.contents.get(&node.ino).filter(|_| table.was_resized(*node, note.stamp, attr.size));
                 client.sizes.insert(node.ino, known.map_or(attr.size, |is| is.len() as u64));
+                if matches!(op, Op::Setattr { set: SetAttr { size: Some(_), .. }, .. }) {
+                    table.has_cut(*node, self.now);
+                }
                 let ((asked, sole), _) = ended.as_ref().unwrap();
                 if sole.contains(node) {
                     let heard = Heard { asked: *asked, ..heard };
@@ -810,7 +819,9 @@ impl Sim {
             }
             (Op::OpenRead { node, .. }, Outcome::Opened(handle, attr)) => {
                 table.learn(&heard, *node, note.node, attr, false);
-                client.hear_size(node.ino, attr.size);
+                // Where the kernel may believe anything else, it asks.
+                let is = truth.contents.get(&node.ino).map_or(attr.size, |is| is.len() as u64);
+                client.sizes.insert(node.ino, is);
                 client.mapped.insert(node.ino, (*handle, (!doomed).then(|| data.to_vec())));
             }
             (Op::Read { handle, .. }, Outcome::Data) => {
@@ -919,7 +930,7 @@ impl Sim {
         let truth = self.truth();
         for ino in self.clients[which].mapped.keys().copied().collect::<Vec<_>>() {
             if let Some(contents) = truth.contents.get(&ino) {
-                self.clients[which].hear_size(ino, contents.len() as u64);
+                self.clients[which].sizes.insert(ino, contents.len() as u64);
             }
         }
         self.note(format!("client {which} is back"));
@@ -1012,7 +1023,7 @@ impl Sim {
                 }
                 mapped += 1;
                 let size = client.sizes.get(ino).copied().unwrap_or_default();
-                if size < is.len() as u64 {
+                if size != is.len() as u64 {
                     let trace = self.trace.join("\n");
                     panic!(
                         "{trace}\nclient {which} has mapped {size} bytes of {ino}, which has {}",

@@ -490,7 +490,7 @@ impl Sim {
                 let Some(call) = client.open.remove(&id) else { return };
                 if let Outcome::Terms(terms) = outcome {
                     let terms = LeaseTerms { keep_ms: 3_600_000, ..terms };
-                    client.state.leases.table().terms(client.life, &terms);
+                    client.state.leases.table().terms(client.life, 0, &terms);
                     return;
                 }
                 let life = client.life;

@@ -92,6 +92,7 @@ impl Fs {
                 if sole.contains(&node) {
                     table.learn(&heard, node, heard.note.node, attr, false);
                 }
+                table.has_cut(node, Instant::now());
                 drop(table);
                 Ok(fs.opened(node, flags, answer.epoch, *handle))
             };
@@ -360,10 +361,12 @@ impl Fs {
             let state = fs.state.clone();
             let told = move |result| match result {
                 // Others have appended meanwhile: the kernel believes that the file ends with what it wrote.
-                Ok((count, size)) if append && size > offset.saturating_add(u64::from(count)) => {
-                    state.lengthen(node, size, move || done(Ok(count)));
+                Ok((count, size, stamp)) if append && size > offset.saturating_add(u64::from(count)) => {
+                    let then = move || done(Ok(count));
+                    let cut = state.leases.table().was_cut(node, stamp, Instant::now());
+                    if cut { state.tell_size(node, size, then) } else { state.lengthen(node, size, then) }
                 }
-                result => done(result.map(|(count, _)| count)),
+                result => done(result.map(|(count, ..)| count)),
             };
             match ready {
                 Ok(()) => fs.change_file(caller, file, (op, payload), written_of, told),
@@ -608,15 +611,15 @@ impl Fs {
 }
 
 fn written(answer: Answer<'_>) -> Result<u32, Errno> {
-    written_of(answer).map(|(count, _)| count)
+    written_of(answer).map(|(count, ..)| count)
 }
 
-/// How much was written, and the size of the file since.
-fn written_of(answer: Answer<'_>) -> Result<(u32, u64), Errno> {
+/// How much was written, the size of the file since, and when that was on the session's clock.
+fn written_of(answer: Answer<'_>) -> Result<(u32, u64, u64), Errno> {
     match answer.outcome {
-        Outcome::Written { count, size } => {
-            u32::try_from(count).map(|count| (count, size)).map_err(|_| errno(Ended::Protocol))
-        }
+        Outcome::Written { count, size } => u32::try_from(count)
+            .map(|count| (count, size, answer.note.stamp))
+            .map_err(|_| errno(Ended::Protocol)),
         _ => Err(errno(Ended::Protocol)),
     }
 }

@@ -755,6 +755,9 @@ impl Fs {
         let read = move |result: Result<Answer<'_>, Errno>, change: OwnChange| {
             let (mut table, heard, sole) = fs.ended(&change, result.as_ref().ok(), None);
             let Outcome::Attr(attr) = result?.outcome else { return Err(errno(Ended::Protocol)) };
+            if set.size.is_some() {
+                table.has_cut(node, Instant::now());
+            }
             let Some(heard) = heard else { return Ok((attr, false)) };
             if sole.contains(&node) {
                 table.learn(&heard, node, heard.note.node, &attr, false);

@@ -97,7 +97,7 @@ impl Bench {
     fn leased() -> Bench {
         let bench = Bench::new();
         let terms = LeaseTerms { keep_ms: 3_600_000, recall_ms: 1000, most: 10_000 };
-        bench.state.leases.table().terms(1, &terms);
+        bench.state.leases.table().terms(1, 0, &terms);
         bench.note(1, Lease::Shared);
         bench
     }

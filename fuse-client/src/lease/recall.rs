@@ -7,7 +7,7 @@ use strongroom_protocol::lease::{Lease, What};
 use strongroom_protocol::name::Name;
 
 use super::names::Names;
-use super::table::{OwnChange, Table};
+use super::table::{Cuts, OwnChange, Table};
 
 /// What the kernel and open files must be told of, after something was forgotten.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -43,6 +43,11 @@ impl Table {
     /// A recall has come.
     pub fn recall(&mut self, stamp: u64, node: Node, what: &What, now: Instant, drop: &mut Drop) {
         let (seq, mark) = (self.seq, self.mark());
+        // It may be shorter by now, which the kernel hears only if it asks.
+        let cut = matches!(what, What::Longer(_)) && self.was_cut(node, stamp, now);
+        if let What::Shorter(_) = what {
+            self.cuts.told(node, stamp);
+        }
         let Some(held) = self.nodes.get_mut(&node) else {
             if !matches!(what, What::Longer(_) | What::Shorter(_)) {
                 // An answer from before it may still come.
@@ -56,8 +61,8 @@ impl Table {
                     drop.pages.extend(data.then_some(node));
                 }
                 What::Shared => drop.write.push(node),
-                What::Longer(size) => drop.longer.push((node, *size)),
-                What::Shorter(_) => drop.shorter.push(node),
+                What::Longer(size) if !cut => drop.longer.push((node, *size)),
+                What::Longer(_) | What::Shorter(_) => drop.shorter.push(node),
             }
             return;
         };
@@ -115,16 +120,18 @@ impl Table {
             What::Longer(size) => {
                 // Under a lease it is known, whatever has happened since.
                 let known = held.attr.as_ref().filter(|_| held.leased()).map(|kept| kept.attr.size);
-                drop.longer.push((node, known.unwrap_or(*size)));
+                match known {
+                    None if cut => drop.shorter.push(node),
+                    known => drop.longer.push((node, known.unwrap_or(*size))),
+                }
                 if held.changing > 0 {
-                    held.heard = held.heard.max((stamp.saturating_sub(1), *size));
+                    held.heard.note(stamp.saturating_sub(1), *size);
                 }
             }
             What::Shorter(size) => {
                 drop.shorter.push(node);
-                let heard = stamp.saturating_sub(1);
-                if held.changing > 0 && heard >= held.heard.0 {
-                    held.heard = (heard, *size);
+                if held.changing > 0 {
+                    held.heard.note(stamp.saturating_sub(1), *size);
                 }
             }
         }
@@ -151,6 +158,7 @@ impl Table {
         self.roots.clear();
         self.life += 1;
         self.floor = 0;
+        self.cuts = Cuts::new_life();
         self.changed_floor = self.seq;
         for (node, held) in self.nodes.drain() {
             if held.told {

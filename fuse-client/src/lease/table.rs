@@ -1,6 +1,6 @@
 //! The table: what is known under leases.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -99,7 +99,7 @@ pub(super) struct Held {
     sized: bool,
     /// What was last heard of the size while this guest was changing the file, and until which time of the session's clock an answer may be from
     /// before that.
-    pub(super) heard: (u64, u64),
+    pub(super) heard: HeardSize,
     /// Never the same again when something has spoilt `clean`.
     pub(super) soiled: u64,
     /// Time of the last change of the attributes and size when the lease ended, if nothing can have the same and other
@@ -140,7 +140,7 @@ impl Held {
             shown: None,
             clean: false,
             sized: false,
-            heard: (0, 0),
+            heard: HeardSize::default(),
             soiled: 0,
             last: None,
             names: None,
@@ -223,6 +223,7 @@ pub struct Table {
     shelf: Shelf,
     /// Directories that are being listed, and how often.
     listings: HashMap<Node, u32>,
+    pub(super) cuts: Cuts,
     /// Names that are being removed of which it is not known what they stand for.
     pub removals: u32,
 }
@@ -243,7 +244,91 @@ impl Default for Table {
             most: 0,
             shelf: Shelf::default(),
             listings: HashMap::new(),
+            cuts: Cuts::default(),
         }
+    }
+}
+
+/// The sizes of a file that were last heard.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct HeardSize {
+    /// Until which time of the session's clock an answer may be from before; 0: nothing was heard.
+    until: u64,
+    /// What was heard with that time may have come in any order.
+    least: u64,
+    most: u64,
+}
+
+impl HeardSize {
+    pub(super) fn note(&mut self, until: u64, size: u64) {
+        if until > self.until {
+            *self = HeardSize { until, least: size, most: size };
+        } else if until == self.until {
+            self.least = self.least.min(size);
+            self.most = self.most.max(size);
+        }
+    }
+
+    /// Whether the file may have another size than an answer from this time says.
+    fn contradicts(&self, stamp: u64, size: u64) -> bool {
+        self.until >= stamp.max(1) && (self.least, self.most) != (size, size)
+    }
+}
+
+/// Files that have been cut lately. What was told before of how long they are may come later, as there are several connections: the kernel is
+/// not made to believe it, but asks.
+#[derive(Debug, Default)]
+pub(super) struct Cuts {
+    /// By others, and when that was told on the session's clock.
+    told: VecDeque<(Node, u64)>,
+    /// Nothing is known of earlier ones.
+    told_since: u64,
+    /// By this guest. When that was on the session's clock nobody says.
+    own: VecDeque<(Node, Instant)>,
+    /// Any file may be among those.
+    any_until: Option<Instant>,
+}
+
+impl Cuts {
+    /// Of each kind.
+    const MOST: usize = 256;
+    /// What was told before an own cut has come by then, or the session has lost its leases.
+    const OWN: Duration = Duration::from_secs(60);
+
+    /// When a connection is lost: what was told and not answered is told again.
+    pub(super) fn new_life() -> Cuts {
+        Cuts { told_since: u64::MAX, ..Cuts::default() }
+    }
+
+    /// Leases are taken again, at this time of the session's clock.
+    fn begin(&mut self, stamp: u64) {
+        if self.told_since == u64::MAX {
+            self.told_since = stamp;
+        }
+    }
+
+    pub(super) fn told(&mut self, node: Node, stamp: u64) {
+        self.told.push_back((node, stamp));
+        if self.told.len() > Self::MOST
+            && let Some((_, forgotten)) = self.told.pop_front()
+        {
+            self.told_since = self.told_since.max(forgotten);
+        }
+    }
+
+    fn own(&mut self, node: Node, now: Instant) {
+        self.own.retain(|(other, until)| *other != node && *until > now);
+        self.own.push_back((node, now + Self::OWN));
+        if self.own.len() > Self::MOST {
+            self.any_until = self.own.pop_front().map(|(_, until)| until).max(self.any_until);
+        }
+    }
+
+    fn may_have(&self, node: Node, stamp: u64, now: Instant) -> bool {
+        stamp <= self.told_since
+            || self.any_until.is_some_and(|until| until > now)
+            || self.told.iter().any(|(cut, at)| *cut == node && *at >= stamp)
+            || self.own.iter().any(|(cut, until)| *cut == node && *until > now)
     }
 }
 
@@ -257,8 +342,9 @@ impl Table {
     }
 
     /// Takes over the gateway's terms.
-    pub fn terms(&mut self, life: u64, terms: &LeaseTerms) {
+    pub fn terms(&mut self, life: u64, stamp: u64, terms: &LeaseTerms) {
         if life == self.life {
+            self.cuts.begin(stamp);
             self.keep = Some(Duration::from_millis(terms.keep_ms));
             self.most = (terms.most as usize).min(MOST);
         }
@@ -332,7 +418,7 @@ impl Table {
     /// An answer tells of a node and, if there is one, of its lease. Returns whether the attributes are kept.
     pub fn learn(&mut self, heard: &Heard, node: Node, lease: Lease, attr: &Attr, fresh: bool) -> bool {
         if let Some(held) = self.nodes.get_mut(&node).filter(|held| held.changing > 0) {
-            held.heard = held.heard.max((heard.note.stamp, attr.size));
+            held.heard.note(heard.note.stamp, attr.size);
         }
         self.is_present(heard, node, attr.generation)
             && self.grant(heard, node, lease, fresh)
@@ -533,9 +619,19 @@ impl Table {
         }
     }
 
+    /// Whether a file may have been cut since what was told at this time of the session's clock.
+    pub fn was_cut(&self, node: Node, stamp: u64, now: Instant) -> bool {
+        self.cuts.may_have(node, stamp, now)
+    }
+
+    /// This guest has set a file's size.
+    pub fn has_cut(&mut self, node: Node, now: Instant) {
+        self.cuts.own(node, now);
+    }
+
     /// Whether a file was said to be longer or shorter while this guest changed it than the answer of this time says, which may be from before that.
     pub fn was_resized(&self, node: Node, stamp: u64, size: u64) -> bool {
-        self.nodes.get(&node).is_some_and(|held| held.heard.0 >= stamp && held.heard.1 != size)
+        self.nodes.get(&node).is_some_and(|held| held.heard.contradicts(stamp, size))
     }
 
     /// The kernel has been told of the size; `when`: what [`Table::may_be_longer`] said before.
@@ -584,7 +680,7 @@ impl Table {
         for node in &concerned {
             let held = self.held(*node);
             if held.changing == 0 {
-                held.heard = (0, 0);
+                held.heard = HeardSize::default();
             }
             held.changing += 1;
         }

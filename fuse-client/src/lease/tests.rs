@@ -47,7 +47,7 @@ impl World {
     fn new() -> World {
         let mut table = Table::default();
         let terms = LeaseTerms { keep_ms: KEEP.as_millis() as u64, recall_ms: 1000, most: 4 };
-        table.terms(table.life(), &terms);
+        table.terms(table.life(), 0, &terms);
         World { table, now: Instant::now() }
     }
 

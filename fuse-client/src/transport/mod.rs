@@ -307,8 +307,8 @@ impl Shared {
                 Ok(FromGateway::Reply { id, outcome }) => {
                     self.reply(source, id, outcome, Note::default(), frame.data());
                 }
-                Ok(FromGateway::Leased { id: TAKING, outcome: Outcome::Terms(terms), .. }) => {
-                    self.state.leases.table().terms(source.life, &terms);
+                Ok(FromGateway::Leased { id: TAKING, outcome: Outcome::Terms(terms), note }) => {
+                    self.state.leases.table().terms(source.life, note.stamp, &terms);
                 }
                 Ok(FromGateway::Leased { id, outcome, note }) => {
                     self.reply(source, id, outcome, note, frame.data());

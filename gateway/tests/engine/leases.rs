@@ -454,7 +454,8 @@ fn what_is_read_without_a_lease_is_asked_back_once_it_has_changed() {
     assert_eq!((done.note.node, &*data), (Lease::None, &b"0123456789"[..]));
     keeper.answer(id);
     let (id, items) = reader.recall();
-    assert_eq!(items, [Recalled { node: file, what: What::All { data: true, open: false } }]);
+    let told = [What::All { data: true, open: false }, What::Shorter(4)];
+    assert_eq!(items, told.map(|what| Recalled { node: file, what }));
     assert!(is_pending(&heard), "the change was answered while a reader had what it replaced");
     // It is made, and leases are given again.
     assert_eq!(std::fs::read(world.path("a/f")).unwrap(), b"0123");
@@ -471,7 +472,7 @@ fn resize(node: Node, size: u64) -> Op {
 }
 
 #[test]
-fn who_has_a_file_open_hears_that_it_is_longer_before_that_is_answered() {
+fn who_has_a_file_open_hears_how_long_it_is_before_that_is_answered() {
     let world = world(LONG);
     let [opener, changer] = [0; 2].map(|_| taker(&world));
     let [file, _] = [&opener, &changer].map(|taker| {
@@ -487,8 +488,13 @@ fn who_has_a_file_open_hears_that_it_is_longer_before_that_is_answered() {
     assert_eq!(std::fs::metadata(world.path("a/f")).unwrap().len(), 20);
     opener.answer(id);
     attr(heard.recv_timeout(LONG).unwrap().unwrap().0);
-    // Whoever makes it longer himself knows, and of what is shorter the kernel hears when it reads.
-    attr(changer.ask(&resize(file, 4)));
+    let heard = changer.beside(resize(file, 4));
+    let (id, items) = opener.recall();
+    assert_eq!(items, [Recalled { node: file, what: What::Shorter(4) }]);
+    assert!(is_pending(&heard), "it was answered while a kernel believed in what was before");
+    opener.answer(id);
+    attr(heard.recv_timeout(LONG).unwrap().unwrap().0);
+    // Whoever changes it himself knows.
     let heard = opener.beside(resize(file, 30));
     changer.answer(changer.recall().0);
     attr(heard.recv_timeout(LONG).unwrap().unwrap().0);
@@ -545,11 +551,12 @@ fn who_did_not_answer_is_told_of_what_he_reads_and_not_waited_for() {
         set: SetAttr { size: Some(size), ..SetAttr::default() },
         by: BY,
     };
-    let lost = || {
-        silent.recall();
-        silent.recall();
-        let Ok((Event::LeasesLost { id, .. }, _)) = silent.inbox.recv_timeout(LONG) else { panic!() };
-        id
+    let lost = || loop {
+        match silent.inbox.recv_timeout(LONG) {
+            Ok((Event::LeasesLost { id, .. }, _)) => break id,
+            Ok((Event::Recall { .. }, _)) => {}
+            other => panic!("{other:?}"),
+        }
     };
     silent.look(file);
     attr(changer.ask(&cut(9)));
@@ -557,6 +564,7 @@ fn who_did_not_answer_is_told_of_what_he_reads_and_not_waited_for() {
     silent.look(file);
     attr(changer.ask(&cut(8)));
     let id = lost();
+    assert_eq!(silent.recall().1, [Recalled { node: file, what: What::Shorter(8) }]);
     for (size, answers) in [(7, false), (6, true)] {
         // Before it has said that it knows of its loss, and after.
         if answers {
@@ -566,7 +574,8 @@ fn who_did_not_answer_is_told_of_what_he_reads_and_not_waited_for() {
         assert_eq!(done.note.node, Lease::None);
         attr(changer.ask(&cut(size)));
         let (_, items) = silent.recall();
-        assert_eq!(items, [Recalled { node: file, what: What::All { data: true, open: false } }]);
+        let told = [What::All { data: true, open: false }, What::Shorter(size)];
+        assert_eq!(items, told.map(|what| Recalled { node: file, what }));
         assert!(silent.inbox.try_recv().is_err(), "it was waited for");
     }
 }
