@@ -12,6 +12,7 @@ use super::call::{Call, Payload};
 use super::pending::{Pending, Phase, Place};
 use super::signals::Masks;
 use super::{Nudge, Shared, bar};
+use crate::asking;
 use crate::errno::Ended;
 
 /// The pace while requests wait, and while none do.
@@ -19,6 +20,8 @@ const BUSY: Duration = Duration::from_millis(100);
 const IDLE: Duration = Duration::from_secs(1);
 /// A call younger than this is not looked at.
 const PATIENCE: Duration = Duration::from_millis(200);
+/// For this long the program itself waits for an answer, whatever the deadline: the mount is in use meanwhile.
+const OWN_DEADLINE: Duration = Duration::from_secs(1);
 /// A connection silent for this long is asked whether it lives, and given up after the same time again.
 const SILENCE: Duration = Duration::from_secs(15);
 /// Nodes in one message that tells the gateway to forget them; 10 bytes each.
@@ -93,7 +96,8 @@ impl Shared {
                 lock,
                 // A lock may rightly take for ever, as long as there is somebody who will grant it.
                 overdue: self.settings.deadline.is_some_and(|deadline| age > deadline)
-                    && !(lock && connected),
+                    && !(lock && connected)
+                    || asking::is_own(pending.pid) && age > OWN_DEADLINE,
                 on_wire,
             });
         }
