@@ -208,8 +208,12 @@ impl Fs {
                 _ => None,
             };
             let (told, (node, _)) = fs.made(parent, &name, result, &change, flags.exclusive)?;
-            if flags.truncate && !change.concerns(node) {
-                fs.state.leases.table().touched(node);
+            if flags.truncate {
+                let mut table = fs.state.leases.table();
+                table.has_cut(node, Instant::now());
+                if !change.concerns(node) {
+                    table.touched(node);
+                }
             }
             let (handle, epoch) = opened.ok_or_else(|| errno(Ended::Protocol))?;
             let file = OpenFile::new(node, flags, false, true, epoch, handle);
