@@ -154,7 +154,7 @@ pub(super) fn again(
                 meter.ensure_counted(tree, &|| gate.admission.is_fenced())?;
             }
             Err(Refusal::Recall) if !gate.inline => settle()?,
-            Err(refusal) if refusal.is(Errno::NOSPC) && tree.kept.let_go() => {}
+            Err(refusal) if needs_room(&refusal) && tree.kept.let_go() => {}
             Ok(answer) => {
                 if answer.settle {
                     tree.sections.settle();
@@ -165,6 +165,11 @@ pub(super) fn again(
         }
     }
     Err(Refusal::errno(Errno::BUSY))
+}
+
+/// Whether room is missing on the disk, or for descriptors, that files without names may take.
+fn needs_room(refusal: &Refusal) -> bool {
+    refusal.is(Errno::NOSPC) || refusal.is(Errno::MFILE)
 }
 
 fn attempt(gate: &Gate<'_>, call: Call<'_>, out: &mut ReplyBuf) -> Checked<Answer> {
