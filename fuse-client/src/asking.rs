@@ -19,13 +19,14 @@ use rustix::io::Errno;
 
 use crate::sys;
 
-/// How often it is asked until the kernel believes an answer: it does not if a notice came between question and answer.
+/// How often it is asked until the kernel believes an answer: it does not if a notice came between question and answer, and there is none while this
+/// guest writes.
 const ATTEMPTS: usize = 8;
 
 /// The thread that asks; 0: none. A process has one mount.
 static ASKER: AtomicI32 = AtomicI32::new(0);
 
-/// Whether a request comes from this program itself. Its answer may be waited for by others.
+/// Whether a request comes from this program itself. Others wait for the answer, so that it must wait for nobody.
 pub fn is_own(pid: u32) -> bool {
     pid != 0 && pid.cast_signed() == ASKER.load(Ordering::Relaxed)
 }
@@ -113,7 +114,10 @@ fn ask(place: &Place, file: Called) -> Result<(), Errno> {
     for _ in 0..ATTEMPTS {
         let size =
             |how| Ok::<_, Errno>(statx(&file, c"", AtFlags::EMPTY_PATH | how, StatxFlags::SIZE)?.stx_size);
-        let told = size(AtFlags::STATX_FORCE_SYNC)?;
+        let told = match size(AtFlags::STATX_FORCE_SYNC) {
+            Err(Errno::AGAIN) => continue,
+            told => told?,
+        };
         if size(AtFlags::STATX_DONT_SYNC)? <= told {
             break;
         }

@@ -128,6 +128,9 @@ pub enum Op {
     /// session holds a lease; what is no regular file, is longer than `longest` bytes or does not fit in `max_bytes` is left
     /// out. Nobody else is asked to let go of anything for it.
     ReadFiles { grant: u16, longest: u32, max_bytes: u32 },
+    /// Attributes as the storage guest has them at this moment, for a client that has to know them before it answers a recall: nobody is waited for,
+    /// and no lease comes with them, so that they are old as soon as anybody changes them. Reply: `Attr`.
+    Measure { node: Node, handle: Option<Handle> },
 }
 
 /// The directory that is meant by a name that it is to lose. While the request is on its way somebody may give the name to another
@@ -210,7 +213,8 @@ impl Op {
             | Op::TakeLeases
             | Op::Recalled { .. }
             | Op::List { .. }
-            | Op::ReadFiles { .. } => false,
+            | Op::ReadFiles { .. }
+            | Op::Measure { .. } => false,
         }
     }
 
@@ -258,7 +262,8 @@ impl Op {
             | Op::TakeLeases
             | Op::Recalled { .. }
             | Op::OpenRead { .. }
-            | Op::List { .. } => false,
+            | Op::List { .. }
+            | Op::Measure { .. } => false,
         }
     }
 
@@ -307,6 +312,7 @@ impl Op {
             Op::OpenRead { .. } => "open-read",
             Op::List { .. } => "list",
             Op::ReadFiles { .. } => "read-files",
+            Op::Measure { .. } => "measure",
         }
     }
 }

@@ -216,7 +216,10 @@ impl State {
             }
             in_time.store(false, Ordering::Relaxed);
         }
-        asked.wait(settled + readings.max(KERNEL_MAX));
+        // The kernel hears before it waits for pages.
+        if !asked.wait(settled + KERNEL_MAX) && !drop.shorter.iter().any(|node| self.is_changing(*node)) {
+            asked.wait(readings);
+        }
     }
 
     /// What locks a file's pages keeps the kernel from forgetting them, and not from hearing how long it is: it hears before it waits for the last page.

@@ -106,10 +106,10 @@ impl Pending {
         let harmless = match self.op {
             Op::Open { flags, .. } | Op::OpenRead { flags, .. } | Op::Reopen { flags, .. } => !flags.truncate,
             Op::Opendir { .. } | Op::Resolve { .. } | Op::Recalled { .. } | Op::TakeLeases => true,
+            // By which the kernel hears how long a file is, before leases are taken.
+            Op::Measure { .. } => true,
             // Locks are not leases'.
             Op::SetLock { wait, .. } => !wait,
-            // By which the kernel hears how long a file is, before leases are taken.
-            Op::Getattr { .. } => crate::asking::is_own(self.pid),
             _ => false,
         };
         self.first || harmless || self.urgent() || self.keep.as_ref().is_some_and(|change| change.is_early())

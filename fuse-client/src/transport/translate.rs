@@ -35,7 +35,7 @@ pub(super) fn visit<E>(op: &mut Op, look: &mut dyn FnMut(Part<'_>) -> Result<(),
             look(Part::Node(first))?;
             look(Part::Node(second))
         }
-        Op::Getattr { node, handle } | Op::Setattr { node, handle, .. } => {
+        Op::Getattr { node, handle } | Op::Measure { node, handle } | Op::Setattr { node, handle, .. } => {
             look(Part::Node(node))?;
             handle.as_mut().map_or(Ok(()), |handle| look(Part::Handle(handle)))
         }

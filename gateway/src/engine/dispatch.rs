@@ -57,6 +57,7 @@ pub(super) fn hardly_blocks(session: &EngineSession, op: &Op) -> bool {
         | Op::Recalled { .. }
         | Op::Lookup { .. }
         | Op::Getattr { .. }
+        | Op::Measure { .. }
         | Op::Read { .. }
         | Op::Readdir { .. }
         | Op::Readlink { .. }
@@ -182,6 +183,7 @@ fn attempt(gate: &Gate<'_>, call: Call<'_>, out: &mut ReplyBuf) -> Checked<Answe
         Op::Resolve { grant, ino } => store::resolve::resolve(&gate.grant(*grant)?, *ino, data)?.into(),
         Op::Forget => forget(gate, data)?.into(),
         Op::Getattr { node, handle } => store::getattr::getattr(&gate.node(op, *node, *handle)?)?.into(),
+        Op::Measure { node, handle } => store::getattr::measure(&gate.node(op, *node, *handle)?)?.into(),
         Op::Setattr { node, handle, set, by: _ } => {
             store::setattr::setattr(&gate.node(op, *node, *handle)?, set)?.into()
         }
@@ -393,6 +395,7 @@ pub(super) fn describe(session: &EngineSession, op: &Op) -> String {
         }
         Op::CopyRange { from, to, .. } => format!("{} -> {}", handle(*from), handle(*to)),
         Op::Getattr { node: key, .. }
+        | Op::Measure { node: key, .. }
         | Op::Setattr { node: key, .. }
         | Op::Readlink { node: key }
         | Op::Open { node: key, .. }

@@ -75,6 +75,7 @@ pub(crate) const fn on_arrival(op: &Op) -> (Needs, Unless) {
         Op::Lookup { .. }      => (All(LIST), Own),
         Op::Resolve { .. }     => (All(LIST), Own),
         Op::Getattr { .. }     => (All(LIST), Own),
+        Op::Measure { .. }     => (All(LIST), Own),
         Op::Opendir { .. }     => (All(LIST), Never),
         Op::Readdir { .. }     => (All(LIST), Never),
         Op::List { .. }        => (All(LIST), Never),

@@ -141,6 +141,7 @@ fn the_documented_numbers_of_operations_and_failures_are_right() {
         (Op::OpenRead { node, flags: OpenFlags::default(), offset: 0, length: 0 }, 39),
         (Op::List { node, cookie: 0, max_bytes: 0, plus: true, ahead: true }, 40),
         (Op::ReadFiles { grant: 0, longest: 0, max_bytes: 0 }, 41),
+        (Op::Measure { node, handle: None }, 42),
     ] {
         assert_eq!(first(&bytes(&op)), number, "{}", op.name());
         assert!(

@@ -10,7 +10,7 @@ use strongroom_protocol::reply::{Failure, Outcome};
 use crate::support::*;
 
 const CONTENTS: &[u8] = b"0123456789";
-const KINDS: usize = 42;
+const KINDS: usize = 43;
 
 /// The number of an operation; the match names each, so that a new one cannot be forgotten here.
 fn kind(op: &Op) -> usize {
@@ -57,6 +57,7 @@ fn kind(op: &Op) -> usize {
         Op::OpenRead { .. } => 39,
         Op::List { .. } => 40,
         Op::ReadFiles { .. } => 41,
+        Op::Measure { .. } => 42,
     }
 }
 
@@ -171,6 +172,7 @@ fn on_nodes(stage: &mut Stage, props: &Props) {
     let own = !stage.has(Right::List);
     let sees = if own { Wants::Nothing } else { Wants::All("list") };
     stage.check(Op::Getattr { node: file, handle: None }, b"", sees);
+    stage.check(Op::Measure { node: file, handle: None }, b"", sees);
     let mut set = |set, wants| {
         stage.check(Op::Setattr { node: file, handle: None, set, by: BY }, b"", wants);
     };

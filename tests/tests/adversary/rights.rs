@@ -94,6 +94,9 @@ fn cases() -> Vec<Case> {
         case("getattr", &["list"], |s, root| {
             Ok((Op::Getattr { node: node(s, root, "file")?, handle: None }, b""))
         }),
+        case("measure", &["list"], |s, root| {
+            Ok((Op::Measure { node: node(s, root, "file")?, handle: None }, b""))
+        }),
         case("chmod", &["list attr"], |s, root| {
             setattr(s, root, SetAttr { mode: Some(0o600), ..SetAttr::default() })
         }),
@@ -328,9 +331,10 @@ fn kind(op: &Op) -> usize {
         Op::OpenRead { .. } => 39,
         Op::List { .. } => 40,
         Op::ReadFiles { .. } => 41,
+        Op::Measure { .. } => 42,
     }
 }
-pub const KINDS: usize = 42;
+pub const KINDS: usize = 43;
 
 /// A directory of its own for one try, which is the whole grant; returns its data path.
 fn stage(gateway: &Gateway) -> String {
