@@ -189,7 +189,7 @@ impl Permit<'_, OnHandle> {
     /// # Errors
     /// As [`Permit::reading`].
     pub(crate) fn locking(&self) -> Checked<()> {
-        self.scope.hold(&self.target().node, Wish::Write).map(drop)
+        self.scope.hold(&self.target().node, Wish::Lock).map(drop)
     }
 }
 

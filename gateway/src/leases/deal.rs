@@ -183,7 +183,7 @@ impl Deal {
             if !takes || state.changed_by_others(key) {
                 return Ok(Held::NOTHING);
             }
-            let upgrade = wish == Wish::Write && !node.is_dir() && state.may_be_exclusive(key);
+            let upgrade = !node.is_dir() && state.may_be_exclusive(key, wish);
             if let Some(holder) = state.get(key) {
                 if holder.going {
                     return Ok(Held::NOTHING);

@@ -301,7 +301,7 @@ impl Lessee {
                 && state.get(key).is_none()
                 && self.barred.load(Ordering::SeqCst) == 0;
             free.then(|| {
-                let exclusive = wish == Wish::Write && state.may_be_exclusive(key);
+                let exclusive = state.may_be_exclusive(key, wish);
                 let since = self.next();
                 state.add(Holder {
                     key,

@@ -44,8 +44,10 @@ pub(crate) enum Wish {
     Touch,
     /// Whatever lets reads be kept.
     Read,
-    /// If possible, that nobody else holds anything.
+    /// If possible, that nobody else holds anything, or has the file open: his kernel is to hear how long it is before a write is answered.
     Write,
+    /// If possible, that nobody else holds anything.
+    Lock,
 }
 
 /// What a change concerns.
@@ -290,9 +292,14 @@ impl State {
     }
 
     /// Whether a lease could be exclusive now, for its only holder or the first.
-    pub(super) fn may_be_exclusive(&mut self, key: Key) -> bool {
+    pub(super) fn may_be_exclusive(&mut self, key: Key, wish: Wish) -> bool {
+        let wanted = match wish {
+            Wish::Touch | Wish::Read => false,
+            Wish::Write => self.other_openers(key).next().is_none(),
+            Wish::Lock => true,
+        };
         let alone = self.len() == 0 || (self.len() == 1 && self.get(key).is_some());
-        alone && self.sharing == 0 && !self.changed_by_others(key)
+        wanted && alone && self.sharing == 0 && !self.changed_by_others(key)
     }
 
     /// Whether the client of this holder may answer for the locks of the file: nobody else holds anything, or is about to.
@@ -459,7 +466,7 @@ mod tests {
     fn an_exclusive_lease_has_no_company() {
         let (mine, theirs) = (Key::new(1, 3), Key::new(2, 3));
         let mut state = State::default();
-        assert!(state.may_be_exclusive(mine));
+        assert!(state.may_be_exclusive(mine, Wish::Write));
         state.add(holder(1));
         assert!(state.make_exclusive(7));
         assert!(state.exclusive_other(theirs).is_some() && state.exclusive_other(mine).is_none());
@@ -471,18 +478,18 @@ mod tests {
         assert!(state.make_shared(mine, 7));
         assert!(state.exclusive_other(theirs).is_none());
         state.begin_sharing();
-        assert!(!state.may_be_exclusive(mine));
+        assert!(!state.may_be_exclusive(mine, Wish::Write));
         state.end_sharing();
-        assert!(state.may_be_exclusive(mine));
+        assert!(state.may_be_exclusive(mine, Wish::Write));
         state.begin_change(theirs);
-        assert!(!state.may_be_exclusive(mine));
+        assert!(!state.may_be_exclusive(mine, Wish::Write));
         state.begin_change(mine);
         state.end_change();
         assert!(state.changed_by_others(mine) && state.changed_by_others(theirs), "not known whose is left");
         state.end_change();
-        assert!(state.may_be_exclusive(mine));
+        assert!(state.may_be_exclusive(mine, Wish::Write));
         state.add(holder(2));
-        assert!(!state.may_be_exclusive(mine));
+        assert!(!state.may_be_exclusive(mine, Wish::Write));
     }
 
     #[test]

@@ -459,9 +459,8 @@ fn what_is_read_without_a_lease_is_asked_back_once_it_has_changed() {
     assert!(is_pending(&heard), "the change was answered while a reader had what it replaced");
     // It is made, and leases are given again.
     assert_eq!(std::fs::read(world.path("a/f")).unwrap(), b"0123");
-    let again = reader.beside(Op::Read { handle, offset: 0, length: 20 });
-    changer.answer(changer.recall().0);
-    assert_eq!(again.recv_timeout(LONG).unwrap().unwrap().1.node, Lease::Shared);
+    let (done, _) = reader.done(&Op::Read { handle, offset: 0, length: 20 }, b"");
+    assert_eq!(done.note.node, Lease::Shared);
     reader.answer(id);
     heard.recv_timeout(LONG).unwrap().unwrap();
     assert!(keeper.inbox.try_recv().is_err() && reader.inbox.try_recv().is_err());
@@ -506,6 +505,47 @@ fn who_has_a_file_open_hears_how_long_it_is_before_that_is_answered() {
     let later = changer.beside(resize(file, 50));
     attr(later.recv_timeout(LONG).unwrap().unwrap().0);
     assert!(opener.inbox.try_recv().is_err() && is_pending(&heard));
+}
+
+/// It is asked for before recalls are answered.
+#[test]
+fn measuring_waits_for_nobody_and_gives_no_lease() {
+    let world = world(LONG);
+    let writer = taker(&world);
+    let other = taker(&world);
+    writer.root(0);
+    let file = writer.node(0, "f");
+    assert_eq!(writer.noted(&Op::Open { node: file, flags: WRITE }).1.node, Lease::Exclusive);
+    other.root(0);
+    let heard = other.beside(Op::Lookup { parent: other.root(0), name: name("f") });
+    writer.answer(writer.recall().0);
+    heard.recv_timeout(LONG).unwrap().unwrap();
+    let heard = writer.beside(chmod(file));
+    other.answer(other.recall().0);
+    heard.recv_timeout(LONG).unwrap().unwrap();
+    assert_eq!(writer.noted(&Op::Open { node: file, flags: WRITE }).1.node, Lease::Exclusive);
+    let (done, _) = other.done(&Op::Measure { node: file, handle: None }, b"");
+    assert_eq!((attr(done.outcome).size, done.note.node), (10, Lease::None));
+    assert!(writer.inbox.try_recv().is_err(), "somebody was asked to let go");
+    assert_eq!(writer.look(file).node, Lease::Exclusive);
+}
+
+/// His kernel is to hear how long it is before a write is answered.
+#[test]
+fn nobody_writes_early_to_what_another_has_open() {
+    let world = world(LONG);
+    let [writer, other] = [0; 2].map(|_| taker(&world));
+    let [file, _] = [&writer, &other].map(|taker| {
+        taker.root(0);
+        taker.node(0, "f")
+    });
+    let handle = opened(other.open(file, READ));
+    let heard = writer.beside(chmod(file));
+    other.answer(other.recall().0);
+    heard.recv_timeout(LONG).unwrap().unwrap();
+    assert_eq!(writer.noted(&Op::Open { node: file, flags: WRITE }).1.node, Lease::Shared);
+    assert_eq!(other.release(handle), Outcome::Done);
+    assert_eq!(writer.noted(&Op::Open { node: file, flags: WRITE }).1.node, Lease::Exclusive);
 }
 
 /// As after a start of the process: who has not come back yet may have what he was told in the former one.
