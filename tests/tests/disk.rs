@@ -137,8 +137,8 @@ fn a_full_disk_is_told_and_room_helps() {
 }
 
 #[test]
-fn what_is_removed_makes_room_at_once() {
-    if !in_own_mounts("what_is_removed_makes_room_at_once") {
+fn what_is_replaced_makes_room_at_once() {
+    if !in_own_mounts("what_is_replaced_makes_room_at_once") {
         return;
     }
     let disk = Disk::new(48);
@@ -150,7 +150,7 @@ fn what_is_removed_makes_room_at_once() {
         one.run(&format!("told = [fill(f'{round}.{{n}}', 4) for n in range(13)]"));
         assert_eq!(one.ask("told[0], told[-1]"), "([], ['ENOSPC'])");
         two.run(&format!("sizes = [os.stat(f'{round}.{{n}}').st_size for n in range(13)]"));
-        one.run(&format!("for n in range(13): os.unlink(f'{round}.{{n}}')"));
+        one.run(&format!("for n in range(13): open('new', 'w').close(), os.rename('new', f'{round}.{{n}}')"));
     }
     drop((one, two));
     lab.down().unwrap();

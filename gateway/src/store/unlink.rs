@@ -55,9 +55,8 @@ pub(crate) fn remove(
     if let Some(watch) = reach.watch().filter(|_| vanishing.links <= 1) {
         watching::about(tree, &vanishing.node, |about| watch.removes(about));
     }
-    let held = vanishing.hold(&parent, name, &stat);
     undo.remove(dir, &parent, name, &vanishing.node, &stat, directory)?;
-    let crosses = vanishing.vanished(tree, (dir, name), &stat, held);
+    let crosses = vanishing.vanished(tree, (dir, name), &stat, None);
     drop(size);
     drop(change);
     reach.changed_names(dir);
@@ -84,7 +83,7 @@ impl Vanishing {
         Vanishing { node: tree.note(dir, name, stat), meters, links: tree.links(stat) }
     }
 
-    /// Just before the name goes: what to hold for those who have found the object by it, if it is the last.
+    /// Just before the name goes to another object: what to hold for those who have found this one by it, if it is the last.
     pub(super) fn hold(&self, dir: &OwnedFd, name: &[u8], stat: &Stat) -> Option<OwnedFd> {
         if self.links <= 1 { kept::before(dir, name, &self.node, stat) } else { None }
     }

@@ -2,8 +2,8 @@
 //!
 //! A program finds a file by its name and opens it in two steps, in the guest's kernel and then here; between them another
 //! one may have replaced the file. On a local file system the first still gets the file that it found. So does it here: what
-//! loses its last name is held until no session knows it any more. It cannot come to a wrong file either, because the number
-//! is not given to another one meanwhile.
+//! loses its last name to another file is held until no session knows it any more. It cannot come to a wrong file either, because the
+//! number is not given to another one meanwhile. (What is only removed may as well not be found any more.)
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
