@@ -185,13 +185,8 @@ impl State {
         }
         let asked = Latch::new(drop.shorter.len());
         for node in &drop.shorter {
-            let (unsettled, asked) = (self.unsettled(*node), asked.clone());
-            settled = settled.max(unsettled);
-            let called = self.nodes.lock().called(*node);
-            match called {
-                Some(file) => kernel.ask_size(file, unsettled, move || asked.done()),
-                None => asked.done(),
-            }
+            let asked = asked.clone();
+            settled = settled.max(self.begin_asking(kernel, *node, move || asked.done()));
         }
         if !gone.wait(KERNEL_MAX) {
             // A change of the directory by this guest is under way, and may be waiting for somebody who waits for this.
@@ -283,13 +278,21 @@ impl State {
         self.lengthen(node, size, move || state.ask_size(node, then));
     }
 
+    /// Has the kernel ask how long a file is, if it knows it; `then` is done at once otherwise. Returns for how long it may still forget the answer.
+    fn begin_asking(&self, kernel: &Kernel, node: Node, then: impl FnOnce() + Send + 'static) -> Duration {
+        let (called, unsettled) = (self.nodes.lock().called(node), self.unsettled(node));
+        match called {
+            Some(file) => kernel.ask_size(file, unsettled, then),
+            None => then(),
+        }
+        unsettled
+    }
+
     fn ask_size(&self, node: Node, then: impl FnOnce() + Send + 'static) {
-        let called = self.nodes.lock().called(node);
-        let Some((kernel, file)) = self.leases.kernel().zip(called) else { return then() };
+        let Some(kernel) = self.leases.kernel() else { return then() };
         let asked = Latch::new(1);
         let tells = asked.clone();
-        let unsettled = self.unsettled(node);
-        kernel.ask_size(file, unsettled, move || tells.done());
+        let unsettled = self.begin_asking(kernel, node, move || tells.done());
         kernel.aside_to_wait(move || {
             asked.wait(unsettled + READ_MAX);
             then();

@@ -29,7 +29,7 @@ pub(crate) fn link(permit: &Permit<'_, IntoDir>, name: &[u8]) -> Checked<Outcome
         }
         let _size = node.size.lock();
         let before = tree.stat_at(&from, source.as_bytes())?;
-        if (before.ino(), before.generation()) != (node.ino, node.generation) {
+        if !node.is(&before) {
             return Err(Refusal::STALE);
         }
         // A file is counted once wherever it has names, and each name is counted.
@@ -44,7 +44,7 @@ pub(crate) fn link(permit: &Permit<'_, IntoDir>, name: &[u8]) -> Checked<Outcome
         linkat(&*from, source.as_bytes(), &*to, name, AtFlags::empty())?;
         permit.changed(node);
         let stat = tree.stat_at(&to, name)?;
-        if (stat.ino(), stat.generation()) != (node.ino, node.generation) {
+        if !node.is(&stat) {
             // Somebody else than the gateway put another file there between the look and the call.
             unlinkat(&*to, name, AtFlags::empty())?;
             return Err(Refusal::STALE);

@@ -184,9 +184,7 @@ fn describe<On>(
             };
             if old {
                 match Stat::at(file, name) {
-                    Ok(again) if (again.ino(), again.generation()) == (node.ino, node.generation) => {
-                        stat = again
-                    }
+                    Ok(again) if node.is(&again) => stat = again,
                     // Exchanged or removed meanwhile.
                     _ => leased = false,
                 }

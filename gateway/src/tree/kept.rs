@@ -6,7 +6,7 @@
 //! number is not given to another one meanwhile. (What is only removed may as well not be found any more.)
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -46,11 +46,7 @@ pub(crate) fn before(dir: &OwnedFd, name: &[u8], node: &Node, stat: &Stat) -> Op
     }
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = openat2(dir, name, flags, Mode::empty(), RESOLVE).ok()?;
-    is(&fd, node).then_some(fd)
-}
-
-fn is(fd: impl AsFd, node: &Node) -> bool {
-    Stat::of(fd).is_ok_and(|stat| (stat.ino(), stat.generation()) == (node.ino, node.generation))
+    Stat::of(&fd).is_ok_and(|stat| node.is(&stat)).then_some(fd)
 }
 
 impl Kept {

@@ -240,7 +240,7 @@ impl Tree {
             let same = match &opened {
                 Ok(new) => {
                     let stat = Stat::of(new)?;
-                    (stat.ino(), stat.generation()) == (node.ino, node.generation)
+                    node.is(&stat)
                 }
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => false,
                 Err(other) => return Err((*other).into()),
@@ -408,7 +408,7 @@ impl Tree {
             };
             let acted = self.fd_of(&parent).and_then(|fd| act(&fd, name.as_bytes()));
             match acted {
-                Ok((done, stat)) if (stat.ino(), stat.generation()) == (node.ino, node.generation) => {
+                Ok((done, stat)) if node.is(&stat) => {
                     return Ok((done, stat));
                 }
                 Ok(_) => {}
@@ -520,7 +520,7 @@ impl Tree {
                 let same = self
                     .fd_of(&link.parent)
                     .and_then(|fd| self.stat_at(&fd, name.as_bytes()))
-                    .is_ok_and(|stat| (stat.ino(), stat.generation()) == (node.ino, node.generation));
+                    .is_ok_and(|stat| node.is(&stat));
                 if !same {
                     self.still_there(&node, &link.parent, &name);
                 }
@@ -541,7 +541,7 @@ impl Tree {
             return false;
         }
         let there = match self.stat_at(&fd, name.as_bytes()) {
-            Ok(stat) => (stat.ino(), stat.generation()) == (node.ino, node.generation),
+            Ok(stat) => node.is(&stat),
             Err(refusal) => !refusal.is(Errno::NOENT) && !refusal.is(Errno::XDEV),
         };
         if !there {

@@ -8,6 +8,7 @@ use parking_lot::{Mutex, RwLock};
 use rustix::fs::FileType;
 
 use super::map::NodeMap;
+use super::stat::Stat;
 use crate::leases::NodeLeases;
 use crate::quota::{Meter, MeterSet};
 
@@ -152,6 +153,11 @@ impl Node {
 
     pub(crate) fn is_gone(&self) -> bool {
         self.place.read().gone
+    }
+
+    /// Whether these are the attributes of this object, and not of another one that has its number by now.
+    pub(crate) fn is(&self, stat: &Stat) -> bool {
+        (stat.ino(), stat.generation()) == (self.ino, self.generation)
     }
 
     /// Whether the gateway knows it under this name.
